@@ -29,10 +29,10 @@ from measure import data_folder, options, report
 from opponent import clock, comparison, fastest, memory, resident, resident_at_start, take_turns
 from training import Training, fresh, packed, world_file
 
-from fledge.autotune.autotune import force_eager
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
 from fledge.model.decoder import Decoder
+from fledge.model.eager import force_eager
 from fledge.model.loading import load_model
 from fledge.model.protocol import eval_mode
 from fledge.objective import DPOObjective

@@ -1,4 +1,4 @@
-"""Every loss of preferences on the quickstart's world: from its SFT model, over learning rates and seeds.
+"""Every loss of preferences on the quickstart's world: from its SFT model, over learning rates, values of β, and seeds.
 
 Needs a finished quickstart: `--run runs/quickstart`. Each run trains the SFT model for some updates on the world's pairs (KTO:
 on single answers with labels, made of the same pairs). All models are measured alike, against the SFT model as the reference:
@@ -12,6 +12,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from fledge.pipeline import Pipeline
 from fledge.prepare import Preparation
 from fledge.quickstart.grading import grade_answers
 from fledge.recipe import recipe_from_dict
+from fledge.recipe.sections.preference import PAIR_LOSSES, KtoSettings
 from fledge.run import Console
 from fledge.run.events import read_events
 from fledge.run.text_files import read_json
@@ -48,6 +51,16 @@ RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 RUNTIME = {"precision": "fp32", "compile": False, "attention": "blocked"}
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What one run tries."""
+
+    loss: str
+    rate: float
+    beta: float
+    seed: int
+
+
 def labelled(source: Path, target: Path) -> Path:
     """The pairs of a file as labelled answers: of each pair one answer, in turns the chosen and the rejected one."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
@@ -59,17 +72,16 @@ def labelled(source: Path, target: Path) -> Path:
     return target
 
 
-def stage_of(
-    loss: str, rate: float, world: Path, folder: Path, start: Path, *, steps: int, pairs: tuple[int, int]
-) -> dict[str, Any]:
+def stage_of(trial: Trial, world: Path, folder: Path, start: Path, *, steps: int, pairs: tuple[int, int]) -> dict[str, Any]:
     """The stage of one run. `pairs`: how many are trained on, and held out."""
     train, validation = world / "preference.jsonl", world / "preference.validation.jsonl"
-    settings = {"kind": "preference", "loss_type": loss, **LOSSES[loss]}
-    if loss == "kto":
+    settings: dict[str, Any] = {"kind": "preference", "loss_type": trial.loss, **LOSSES[trial.loss]}
+    if trial.loss == "kto":
         train, validation = labelled(train, folder / "train.jsonl"), labelled(validation, folder / "validation.jsonl")
         settings = {"kind": "kto"}
     return {
         **settings,
+        "beta": trial.beta,
         "init_from": str(start),
         "data": {
             "train": {"path": str(train), "max_samples": pairs[0]},
@@ -79,7 +91,7 @@ def stage_of(
         },
         "duration": f"{steps} steps",
         "batch": {"micro_batch_size": 4},
-        "optimizer": {"learning_rate": rate},
+        "optimizer": {"learning_rate": trial.rate},
         "evaluation": {"max_packed_rows": 16, "every_steps": steps},
         "select_checkpoint": "last",
     }
@@ -96,13 +108,13 @@ class World:
         self.questions = held_out[:: max(1, len(held_out) // questions)]
         self.reference = load_model(self.start).eval()
         with tempfile.TemporaryDirectory() as folder:
-            recipe = recipe_from_dict(self.recipe("sigmoid", 1e-4, 1, Path(folder), 20))
+            recipe = recipe_from_dict(self.recipe(Trial("sigmoid", 1e-4, 0.1, 1), Path(folder), 20))
             self.pairs: StageDataset = Preparation(recipe, lambda line: None).stage_data("stage", self.tokenizer)
 
-    def recipe(self, loss: str, rate: float, seed: int, folder: Path, steps: int) -> dict[str, Any]:
+    def recipe(self, trial: Trial, folder: Path, steps: int) -> dict[str, Any]:
         """The recipe of one run."""
-        stage = stage_of(loss, rate, self.world, folder, self.start, steps=steps, pairs=self.sizes)
-        return {"name": "run", "output": str(folder), "seed": seed, "runtime": RUNTIME, "stages": {"stage": stage}}
+        stage = stage_of(trial, self.world, folder, self.start, steps=steps, pairs=self.sizes)
+        return {"name": "run", "output": str(folder), "seed": trial.seed, "runtime": RUNTIME, "stages": {"stage": stage}}
 
     def measure(self, model: Any) -> dict[str, float]:
         """The figures of a model."""
@@ -119,26 +131,26 @@ class World:
             "habits": grades["habit_rate"],
         }
 
-    def outcome(self, loss: str, rate: float, seed: int, steps: int) -> dict[str, Any]:
+    def outcome(self, trial: Trial, steps: int) -> dict[str, Any]:
         """Train one run and measure its model."""
         folder = Path(tempfile.mkdtemp())
         try:
-            run = Pipeline(recipe_from_dict(self.recipe(loss, rate, seed, folder, steps)), Console(quiet=True)).run()
+            run = Pipeline(recipe_from_dict(self.recipe(trial, folder, steps)), Console(quiet=True)).run()
             guards = [event["check"] for event in read_events(run / "stage" / "events.jsonl") if event["kind"] == "guard"]
             with torch.no_grad():
                 figures = self.measure(load_model(run / "stage" / "checkpoints" / "last" / "model").eval())
         finally:
             shutil.rmtree(folder)
         rounded = {name: round(value, 4) for name, value in figures.items()}
-        return {"loss": loss, "rate": rate, "seed": seed, **rounded, "guards": guards}
+        return {**asdict(trial), **rounded, "guards": guards}
 
 
-def runs(rates: tuple[float, ...], seeds: int, losses: list[str]) -> Iterator[tuple[str, float, int]]:
-    """Each run: its loss, learning rate and seed."""
-    for loss in losses:
-        for rate in rates:
-            for seed in range(1, seeds + 1):
-                yield loss, rate, seed
+def trials(losses: list[str], rates: list[float], factors: list[float], seeds: int) -> Iterator[Trial]:
+    """Each run. `factors`: of the loss's default β."""
+    for seed, loss, factor, rate in product(range(1, seeds + 1), losses, factors, rates):
+        name = LOSSES[loss].get("loss_type", loss)
+        beta = KtoSettings.model_fields["beta"].default if name == "kto" else PAIR_LOSSES[name].beta
+        yield Trial(loss, rate, beta * factor, seed)
 
 
 def main() -> None:
@@ -149,6 +161,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="updates of each run")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each loss and rate")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates")
+    parser.add_argument("--beta-factors", type=float, nargs="+", default=[1.0], help="β, as multiples of its default")
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, help="losses")
     parser.add_argument("--pairs", type=int, nargs=2, default=(400, 150), help="pairs that are trained on, and held out")
     parser.add_argument("--questions", type=int, default=100, help="held-out questions")
@@ -156,10 +169,10 @@ def main() -> None:
     started = time.perf_counter()
     world = World(chosen.run, 20 if chosen.quick else chosen.questions, (100, 40) if chosen.quick else tuple(chosen.pairs))
     print(json.dumps({"loss": "start", **world.measure(world.reference)}), flush=True)
-    rates, losses = ((3e-4,), chosen.losses[:1]) if chosen.quick else (tuple(chosen.rates), chosen.losses)
+    rates, losses = ([3e-4], chosen.losses[:1]) if chosen.quick else (chosen.rates, chosen.losses)
     found = []
-    for loss, rate, seed in runs(rates, chosen.seeds, losses):
-        found.append(world.outcome(loss, rate, seed, 10 if chosen.quick else chosen.steps))
+    for trial in trials(losses, rates, chosen.beta_factors, chosen.seeds):
+        found.append(world.outcome(trial, 10 if chosen.quick else chosen.steps))
         print(json.dumps(found[-1]), flush=True)
     best = {loss: max((one for one in found if one["loss"] == loss), key=lambda one: one["accuracy"]) for loss in losses}
     seconds = round(time.perf_counter() - started, 1)

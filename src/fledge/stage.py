@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fledge.autotune.autotune import DTYPES, ComputeConfig, autotune, force_eager, head_kernel, warm_up
+from fledge.autotune.autotune import DTYPES, ComputeConfig, autotune, head_kernel, warm_up
 from fledge.autotune.compile import reset_compiler
 from fledge.autotune.compute_config import chosen_device, known_precision
 from fledge.autotune.determinism import allow_nondeterministic
@@ -30,6 +30,7 @@ from fledge.evaluate.sets.in_stage import StageSets
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.evaluate.stage_verdict import FinishedStage, conclude
 from fledge.model.adapters import trained_parameters
+from fledge.model.eager import force_eager
 from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.protocol import LanguageModel

@@ -210,11 +210,9 @@ def test_the_mask_made_once_for_all_layers_gives_the_bits_of_the_documents(lengt
     assert all(torch.equal(left, right) for left, right in zip(*results, strict=True))
 
 
-def test_layers_share_one_mask() -> None:
-    model, masks = make_decoder(num_hidden_layers=3), []
-    for block in model.blocks():
-        original = block.self_attn.backend
-        block.self_attn.backend = lambda q, k, v, mask, run=original: (masks.append(mask), run(q, k, v, mask))[1]
+def test_layers_share_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, masks, sdpa = make_decoder(num_hidden_layers=3), [], BACKENDS["sdpa"]
+    monkeypatch.setitem(BACKENDS, "sdpa", lambda q, k, v, mask: (masks.append(mask), sdpa(q, k, v, mask))[1])
     model(random_tokens(2, 40), None, _documents(40))
     assert len(masks) == 3 and masks[0].dim() == 4 and all(mask is masks[0] for mask in masks)
 

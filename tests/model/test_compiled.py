@@ -35,7 +35,8 @@ def test_one_compiled_graph_serves_all_layers_partial_batches_checkpointing_and_
     import torch._dynamo
     from torch._dynamo.utils import counters
 
-    from fledge.autotune.autotune import autotune, force_eager, head_kernel, warm_up
+    from fledge.autotune.autotune import autotune, head_kernel, warm_up
+    from fledge.model.eager import force_eager
     from fledge.objective import CausalLMObjective
     from fledge.recipe.schema import RuntimeConfig
     from tests.support.packed import dpo, pack, pack_pairs, random_pairs, random_sequences
@@ -55,6 +56,7 @@ def test_one_compiled_graph_serves_all_layers_partial_batches_checkpointing_and_
     for batch in (data.batch(0, 3), data.batch(0, 3, 1), data.batch(3, 3)):  # the second has empty rows
         objective(model, batch).loss.backward()
     model.zero_grad()
+    model.eager_attention = "segments"
     with force_eager(), torch.no_grad():
         model(data.batch(0, 2).input_ids)  # a shape of validation
     dpo(torch.zeros(12, 2))(model, pairs.batch(0, 3)).loss.backward()
@@ -66,6 +68,27 @@ def test_one_compiled_graph_serves_all_layers_partial_batches_checkpointing_and_
     assert_same_gradients(gradients(model), kept, atol=1e-6)
     assert warm_up(decision, model, data.batch(0, 3), make) < float(decision.measurements["compile_seconds"])
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.slow
+def test_a_stage_that_compiles_measures_the_attention_of_its_uncompiled_passes() -> None:
+    from fledge.autotune.autotune import autotune
+    from fledge.objective import CausalLMObjective
+    from fledge.recipe.schema import RuntimeConfig
+    from tests.support.packed import pack, random_sequences
+
+    data, model = pack(random_sequences([20] * 40), 48), make_decoder()
+    config = RuntimeConfig(device="cpu", threads=1, compile=True, precision="fp32")
+    decision = autotune(config, model, data.batch(0, 3), lambda kernel: CausalLMObjective(0.0, kernel), 1)
+    seconds = {mode: {} for mode in ("plain", "compiled")}
+    for name, value in decision.measurements.items():
+        match name.split("_"):
+            case ["attention", backend, mode] if mode in seconds:
+                seconds[mode][backend] = value
+    best = {mode: min(found, key=lambda name: float(found[name])) for mode, found in seconds.items()}
+    assert decision.attention == best["compiled"]
+    assert (decision.eager_attention or decision.attention) == best["plain"]
+    assert (model.attention, model.eager_attention) == (decision.attention, decision.eager_attention)
 
 
 @pytest.mark.slow

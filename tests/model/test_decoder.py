@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fledge.data import PackedDataset
 from fledge.data.storage import Examples
-from fledge.model.attention import BACKENDS
+from fledge.model.attention import BACKENDS, Attention
 from fledge.model.decoder import Decoder, RMSNorm, rotate
+from fledge.model.eager import force_eager
 from fledge.model.protocol import eval_mode
 from tests.support.decoders import VOCAB, assert_same_gradients, gradients, make_config, make_decoder, random_tokens
 
@@ -199,3 +201,37 @@ def test_checkpointing_keeps_the_state_of_the_generator_only_for_dropout(
     model.activation_checkpoint_every = 1
     model(random_tokens(2, 9)).pow(2).mean().backward()
     assert bool(read) == bool(dropout)
+
+
+def test_uncompiled_passes_have_a_backend_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend of the pass is really the one that computes, and the other one is back afterwards."""
+    called: list[str] = []
+
+    def watched(name: str) -> Attention:
+        attend = BACKENDS[name]
+
+        def run(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+            called.append(name)
+            return attend(q, k, v, documents)
+
+        return run
+
+    for name in ("sdpa", "reference"):
+        monkeypatch.setitem(BACKENDS, name, watched(name))
+    model, tokens = make_decoder().eval(), random_tokens(2, 20)
+    model.set_attention_backend("sdpa")
+    model.eager_attention = "reference"
+    layers = len(model.blocks())
+    with torch.no_grad():
+        outside = model(tokens)
+        with force_eager():
+            inside = model(tokens)
+            with force_eager():
+                pass
+            model(tokens)
+        again = model(tokens)
+        copied = model.with_weights(model.state_dict())
+    assert called == ["sdpa"] * layers + ["reference"] * (2 * layers) + ["sdpa"] * layers
+    assert torch.equal(outside, again)
+    torch.testing.assert_close(inside, outside, atol=1e-5, rtol=1e-5)
+    assert (copied.attention, copied.eager_attention) == ("sdpa", "reference")

@@ -203,7 +203,8 @@ def test_only_first_block_keeps_one_block_and_restores_all_afterwards(tmp_path: 
 def test_compiled_blocks_share_one_graph_and_give_the_gradients_of_plain_ones(tmp_path: Path) -> None:
     from torch._dynamo.utils import counters
 
-    from fledge.autotune.compile import compile_blocks, force_eager, reset_compiler, uncompile
+    from fledge.autotune.compile import compile_blocks, reset_compiler, uncompile
+    from fledge.model.eager import force_eager
 
     write_model(tmp_path, "Qwen2", num_hidden_layers=3)
     model, batch = load_model(tmp_path).train(), _batch()

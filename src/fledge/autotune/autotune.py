@@ -18,7 +18,6 @@ from fledge.autotune.compile import (
     compile_blocks,
     compile_with_cache_retry,
     compiled_kernel,
-    force_eager,
     model_code,
     uncompile,
 )
@@ -41,7 +40,6 @@ __all__ = [
     "check_device",
     "compile_blocks",
     "compiled_kernel",
-    "force_eager",
     "head_kernel",
     "uncompile",
     "warm_up",
@@ -92,7 +90,7 @@ def autotune(
     cache = BenchmarkCache(key, log, remeasure=config.autotune == "refresh", is_busy=is_busy)
     decision = AutotuneSearch(config, workload, cache, micro_steps, log).decision()
     model.compute_dtype = DTYPES[decision.precision]
-    model.set_attention_backend(decision.attention)
+    decision.set_attention(model)
     model.zero_grad(set_to_none=True)
     if device == "cuda":  # the memory of the benchmarks is not the memory of training
         torch.cuda.empty_cache()

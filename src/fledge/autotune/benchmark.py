@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.autotune.compile import compile_with_cache_retry, force_eager, use_compile_cache
+from fledge.autotune.compile import compile_with_cache_retry, use_compile_cache
 from fledge.data import Batch
 from fledge.errors import first_line
 from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import attention_metadata, backend
+from fledge.model.eager import force_eager
 from fledge.model.linear_cross_entropy import LossKernel
 from fledge.model.protocol import LanguageModel
 from fledge.model.segments import segment_starts

@@ -4,7 +4,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from json import JSONDecodeError
@@ -154,10 +153,3 @@ def compiled_kernel() -> Any:
         use_compile_cache()
         _compiled_kernel.append(torch.compile(_softmax_grad_chunk, dynamic=False))
     return _compiled_kernel[0]
-
-
-@contextmanager
-def force_eager() -> Iterator[None]:
-    """A context in which compiled code is not used: evaluation is too short to compile its own shapes."""
-    with torch.compiler.set_stance("force_eager"):
-        yield

@@ -23,7 +23,9 @@ from fledge.run.text_files import read_json
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """How a stage computes, with the measurements that led to the choice. Stored as compute.json."""
+    """How a stage computes, with the measurements that led to the choice. Stored as compute.json.
+
+    `eager_attention`: the backend of passes in which compiled code is not used, where the stage compiles; None: `attention`."""
 
     device: Annotated[str, Field(pattern="^(cpu|cuda)$")]
     precision: Annotated[str, Field(pattern=f"^({'|'.join(DTYPES)})$")]
@@ -31,6 +33,7 @@ class ComputeConfig:
     compile: bool
     threads: PositiveInt
     deterministic: bool = False
+    eager_attention: str | None = None
     measurements: dict[str, float | str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,11 +76,16 @@ class ComputeConfig:
     def place(self, model: LanguageModel) -> LanguageModel:
         """Configure the model, and nothing of the process; returns the model."""
         model.compute_dtype = DTYPES[self.precision]
-        model.set_attention_backend(self.attention)
+        self.set_attention(model)
         model.to(self.device)
         if self.compile:
             compile_blocks(model)
         return model
+
+    def set_attention(self, model: LanguageModel) -> None:
+        """Choose the model's attention backends."""
+        model.set_attention_backend(self.attention)
+        model.eager_attention = self.eager_attention
 
 
 def use_float32(precision: str) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -25,6 +26,7 @@ from fledge.autotune.determinism import DETERMINISTIC_ATTENTION
 from fledge.autotune.gpu_paths import attention_candidates
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError, first_line
+from fledge.model.cuda_attention import unavailable
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.cache import BenchmarkCache
 from fledge.run.environment import cores, local_world_size
@@ -155,10 +157,10 @@ class AutotuneSearch:
                 chosen = configure(compiled, attention, True)
                 if self._must_compile:
                     self._compile(chosen)
-                    return chosen
+                    return self._with_eager_attention(chosen)
                 other = configure(uncompiled, self._attention(uncompiled, compiling=False), False)
                 if self._is_compiling_faster(chosen, other):
-                    return chosen
+                    return self._with_eager_attention(chosen)
                 uncompile(self.workload.model)
                 return other
             except Exception as error:  # no compiler, or a compiler that fails: uncompiled code always works
@@ -291,12 +293,24 @@ class AutotuneSearch:
             names = [name for name in names if name in DETERMINISTIC_ATTENTION]
         return [name for name in names if name in self.workload.model.attention_backends]
 
+    def _with_eager_attention(self, compiled: ComputeConfig) -> ComputeConfig:
+        """A compiled configuration with the attention of the passes that do not use compiled code, where it is another one."""
+        asked, device, dtype = self.config.attention, self.workload.device, DTYPES[compiled.precision]
+        if asked != "auto" and unavailable(asked, device, dtype, False, capability(device)) is None:
+            return compiled
+        eager = self._fastest_attention(compiled.precision, compiling=False)
+        return compiled if eager == compiled.attention else replace(compiled, eager_attention=eager)
+
     def _attention(self, precision: str, compiling: bool) -> str:
-        """The fastest attention backend in this precision; uncompiled and compiled code differ in this."""
-        config, dtype = self.config, DTYPES[precision]
-        if config.attention != "auto":
+        """The attention backend of the recipe, or the fastest one in this precision; uncompiled and compiled code differ in
+        this."""
+        if self.config.attention != "auto":
             self.measurements["attention_reason"] = SET_IN_RECIPE
-            return config.attention
+            return self.config.attention
+        return self._fastest_attention(precision, compiling)
+
+    def _fastest_attention(self, precision: str, compiling: bool) -> str:
+        dtype = DTYPES[precision]
         names = self._candidates(dtype, compiling)
         mode = "compiled" if compiling else "plain"
         key = f"attention {' '.join(names)} in {precision}, {mode}, {self._context}, {self.threads} threads"

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from fledge.autotune.autotune import force_eager
 from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.evaluate.records import SetResult
+from fledge.model.eager import force_eager
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.run.text_files import write_text
 from fledge.tokenizer import Tokenizer

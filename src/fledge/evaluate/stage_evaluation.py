@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fledge.autotune.autotune import force_eager
 from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.find import step_name
 from fledge.distributed.context import DistributedContext
@@ -17,6 +16,7 @@ from fledge.evaluate.records import AFTER, SetResult
 from fledge.evaluate.samples import sample
 from fledge.evaluate.sets.in_stage import StageSets
 from fledge.generation import SamplingParams
+from fledge.model.eager import force_eager
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import GenerationSamplesConfig, Stage
 from fledge.run import Console, StageDirectory, write_json

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fledge.autotune.autotune import force_eager
 from fledge.autotune.determinism import allow_nondeterministic
 from fledge.checkpoint.find import step_name, verify
 from fledge.checkpoint.state import TrainState
@@ -19,6 +18,7 @@ from fledge.evaluate.verdict import Verdict, decide, describe_verdict, threshold
 from fledge.evaluate.verdict_rules import StageEvidence, reasons
 from fledge.findings import Finding
 from fledge.model.adapters import adapter_weights
+from fledge.model.eager import force_eager
 from fledge.model.protocol import LanguageModel
 from fledge.plan.evaluation import deciding_rows, validation_rows
 from fledge.recipe.schema import Stage

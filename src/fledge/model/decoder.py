@@ -235,7 +235,9 @@ class Decoder(LanguageModel):
         if self.prefix is not None:
             return self.prefix.metadata(documents, tokens, self.compute_dtype)
         (B, T), dtype = tokens.shape, self.compute_dtype
-        one = attention_metadata(self.attention, documents, B, T, tokens.device, dtype=dtype, starts=segment_starts)
+        backend = self.attention_of_pass()
+        self._use_attention(backend)
+        one = attention_metadata(backend, documents, B, T, tokens.device, dtype=dtype, starts=segment_starts)
         return [one] * len(self.layers)
 
     def _recomputed_blocks(self) -> frozenset[int]:
@@ -300,8 +302,12 @@ class Decoder(LanguageModel):
     def set_attention_backend(self, backend: str) -> None:
         """Choose the attention backend of every layer: one of `attention_backends`."""
         self.attention = backend
+        self._use_attention(backend)
+
+    def _use_attention(self, name: str) -> None:
+        backend = attention_backend(name)
         for block in self.blocks():
-            block.self_attn.backend = attention_backend(backend)
+            block.self_attn.backend = backend
 
     # -- parameters -----------------------------------------------------------------------------------------------------
 
@@ -361,4 +367,5 @@ class Decoder(LanguageModel):
         copy.load_state_dict(weights)
         copy.compute_dtype, copy.generation_settings = self.compute_dtype, self.generation_settings
         copy.set_attention_backend(self.attention)
+        copy.eager_attention = self.eager_attention
         return copy

@@ -43,7 +43,7 @@ class TransformersModel(LanguageModel):
         self.causal_lm = causal_lm
         self.config, self.vocab_size = self._sizes(), _text_config(causal_lm.config).vocab_size
         self.compute_dtype = torch.float32
-        self.attention = "sdpa"
+        self.attention = self._used_attention = "sdpa"
         self.activation_checkpoint_every = 0
         self.generation_settings = {}
         self.prefix = None
@@ -74,6 +74,7 @@ class TransformersModel(LanguageModel):
         """Hidden states [B, T, D]; see `LanguageModel.forward`. The library separates documents by their positions, which must
         count up from 0 in each document; it has no use for `segment_starts`."""
         self._set_recomputed_blocks()
+        self._use_attention(self.attention_of_pass())
         positions = document_positions(tokens, documents) if positions is None else positions
         if self.prefix is None:
             return self.decode(tokens, positions, use_cache=False).last_hidden_state.to(self.compute_dtype)
@@ -195,8 +196,13 @@ class TransformersModel(LanguageModel):
     def set_attention_backend(self, backend: str) -> None:
         """Choose a backend of `ATTENTION`; FledgeError for others."""
         check_attention(backend)
-        self.causal_lm.set_attn_implementation(ATTENTION[backend])
         self.attention = backend
+        self._use_attention(backend)
+
+    def _use_attention(self, backend: str) -> None:
+        if backend != self._used_attention:
+            self.causal_lm.set_attn_implementation(ATTENTION[backend])
+            self._used_attention = backend
 
     def set_prefix(self, prefix: Prefix) -> None:
         """Put keys and values before the tokens; they are tried out. FledgeError for a model that cannot compute with them."""
@@ -309,6 +315,7 @@ class TransformersModel(LanguageModel):
         copy.load_state_dict(weights)
         copy.compute_dtype, copy.generation_settings = self.compute_dtype, self.generation_settings
         copy.set_attention_backend(self.attention)
+        copy.eager_attention = self.eager_attention
         return copy
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
+from fledge.model.eager import is_eager_forced
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
 from fledge.model.segments import SegmentStarts
@@ -58,6 +59,7 @@ class LanguageModel(nn.Module, ABC):
         vocab_size: V.
         compute_dtype: dtype of activations and matrix products; may be changed between two passes.
         attention: the attention backend in use; changed by `set_attention_backend`.
+        eager_attention: the attention backend of passes in `force_eager`; None: `attention` in those too.
         activation_checkpoint_every: each n-th block is computed again in the backward pass instead of kept (Chen et al.
             2016); 0: none. May be changed between two passes.
         generation_settings: the settings of generation_config.json that the model came with, such as temperature; they are
@@ -74,6 +76,7 @@ class LanguageModel(nn.Module, ABC):
     vocab_size: int
     compute_dtype: torch.dtype
     attention: str
+    eager_attention: str | None = None
     activation_checkpoint_every: int
     generation_settings: dict[str, Any]
     adapter: Adapter | None = None
@@ -181,7 +184,12 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def set_attention_backend(self, backend: str) -> None:
-        """Compute attention in all blocks with this backend. Raises FledgeError for a backend that the model does not have."""
+        """Compute attention in all blocks with this backend, but for the passes of `eager_attention`. Raises FledgeError for a
+        backend that the model does not have."""
+
+    def attention_of_pass(self) -> str:
+        """The backend of a pass that begins now."""
+        return self.eager_attention if self.eager_attention is not None and is_eager_forced() else self.attention
 
     # -- prefix ---------------------------------------------------------------------------------------------------------
 

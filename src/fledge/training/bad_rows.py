@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledge.autotune.autotune import force_eager
 from fledge.data import Batch
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
+from fledge.model.eager import force_eager
 from fledge.model.linear_cross_entropy import token_logps_and_correct
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective, RewardObjective

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fledge.autotune.autotune import force_eager
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
+from fledge.model.eager import force_eager
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import Objective
 from fledge.training.batch_source import StepBatch

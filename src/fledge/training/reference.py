@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fledge.autotune.autotune import DTYPES, ComputeConfig, force_eager
+from fledge.autotune.autotune import DTYPES, ComputeConfig
 from fledge.autotune.compute_config import capability
 from fledge.autotune.precision import check_supported
 from fledge.data import PackedDataset
@@ -21,6 +21,7 @@ from fledge.model.adapter_reference import AdapterReference
 from fledge.model.adapters import adapter_weights
 from fledge.model.attention import avoid_cudnn_attention
 from fledge.model.cuda_attention import unavailable
+from fledge.model.eager import force_eager
 from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import DPOObjective, KTOObjective, Objective
@@ -165,7 +166,8 @@ def check_precision(precision: str, device: str) -> None:
 
 def table_fingerprint(weights: str, data: PackedDataset, compute: ComputeConfig) -> str:
     """A hash of the reference's weights, the data (whose tokens depend on tokenizer and template) and the arithmetic."""
-    return xxhash.xxh3_64_hexdigest(f"{weights} {data.fingerprint()} {compute.precision} {compute.attention}".encode())
+    attention = compute.eager_attention or compute.attention
+    return xxhash.xxh3_64_hexdigest(f"{weights} {data.fingerprint()} {compute.precision} {attention}".encode())
 
 
 def precompute_ref_log_probs(

@@ -9,13 +9,13 @@ import torch
 import xxhash
 from torch import Tensor
 
-from fledge.autotune.autotune import force_eager
 from fledge.autotune.determinism import allow_nondeterministic
 from fledge.data import Batch, PackedDataset, Skipped, skip_offset
 from fledge.data.encoding.questions import split_last_answer
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.generation import Engine, SamplingParams
+from fledge.model.eager import force_eager
 from fledge.model.protocol import LanguageModel
 from fledge.objective.policy import PolicyObjective
 from fledge.plan.horizon import TrainingHorizon

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from fledge.autotune.autotune import force_eager
 from fledge.data import Batch, PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.distributed.fsdp import reshard_after
 from fledge.errors import FledgeError
 from fledge.metric_names import ANSWER_METRICS, METRIC_NAMES
+from fledge.model.eager import force_eager
 from fledge.model.protocol import LanguageModel, eval_mode
 from fledge.objective import CausalLMObjective, Objective, Ratio
 from fledge.objective.base import LENGTH_CORRELATION, read_numbers, with_derived
