@@ -17,7 +17,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import data_folder, options, report
-from opponent import clock, comparison, fastest, memory, resident, resident_at_start, take_turns
+from opponent import clock, comparison, fastest, memories, resident, resident_at_start, take_turns
 from training import Training, fresh, packed, world_file
 
 from fledge.data import PackedDataset
@@ -62,7 +61,7 @@ class Size:
     trials: int = 2
 
 
-QUICK = Size(context=256, layers=2, steps=2, rounds=1, curve_steps=3, compiles=False, trials=1)
+QUICK = Size(context=256, layers=2, steps=2, rounds=1, curve_steps=2, compiles=False, trials=1)
 
 
 @dataclass(frozen=True)
@@ -310,10 +309,8 @@ def main() -> None:
         works = take_turns(contenders, rounds, UNIT, digits=2)
         fledge.training.loader.close()
         curves = loss_curves(data, folder, make(1, bf16=False, gradient_checkpointing=False), size.curve_steps)
-        given, whose = ["--quick"] if chosen.quick else [], {"fledge": ("fledge", ""), "best": ("TRL", way)}
-        with ThreadPoolExecutor() as pool:  # both at once: sizes do not depend on time
-            sizes = pool.map(lambda who: memory(__file__, given, (*who, str(folder), pairs)), whose.values())
-            peak = dict(zip(whose, sizes, strict=True))
+        whose = {"fledge": ("fledge", "", name, pairs), "best": ("TRL", way, name, pairs)}
+        peak = memories(__file__, ["--quick"] if chosen.quick else [], whose)
     report(
         {
             **comparison(works),

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from measure import options, report
-from opponent import clock, comparison, fastest, memory, resident, resident_at_start, take_turns
+from opponent import clock, comparison, fastest, memories, resident, resident_at_start, take_turns
 
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
@@ -210,7 +210,7 @@ def main() -> None:
         contenders: dict[str, Callable[[], Work]] = {"fledge": fledge, "as_shipped": shipped, "best": best}
         works = take_turns(contenders, rounds, UNIT)
     given = ["--run", str(run), *(["--quick"] if chosen.quick else [])]
-    peak = {"fledge": memory(__file__, given, ("fledge", "")), "best": memory(__file__, given, ("TRL", way))}
+    peak = memories(__file__, given, {"fledge": ("fledge", ""), "best": ("TRL", way)})
     report(
         {
             **comparison(works),

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from measure import options, ratios, report
-from opponent import comparison, fastest, memory, resident, resident_at_start, take_turns
+from opponent import comparison, fastest, memories, resident, resident_at_start, take_turns
 from sft import PACKED, UNIT, WAYS, Opponent, as_rows, fledge_works, make_recipe, summary, ways_of
 from training import Training, packed
 
@@ -176,12 +176,11 @@ def main() -> None:
         losses["TRL"].append(opponents_loss(best.trainer, data, rows))
         given = ["--quick"] if chosen.quick else []
         given += ["--model", str(chosen.model)] if chosen.model else []
-        peak = {
-            "fledge": memory(__file__, given, ("fledge", "", str(folder))),
-            "best": memory(__file__, given, ("TRL", way, str(folder))),
-        }
-        one_by_one = LORA_WAYS[way][0]
-        peak["fledge, rows of best"] = memory(__file__, given, ("fledge", way, str(folder))) if one_by_one else peak["fledge"]
+        whose = {"fledge": ("fledge", "", str(folder)), "best": ("TRL", way, str(folder))}
+        if LORA_WAYS[way][0]:
+            whose["fledge, rows of best"] = ("fledge", way, str(folder))
+        peak = memories(__file__, given, whose)
+        peak.setdefault("fledge, rows of best", peak["fledge"])
     trained, total = trained_parameters(model)
     report(
         {

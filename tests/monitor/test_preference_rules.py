@@ -1,6 +1,7 @@
 """Guards of preference stages find displacement, length bias and standing still at their step, and nothing else."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +28,9 @@ def healthy(steps: int = 60, seed: int = 0, reference: bool = True) -> Events:
             "rewards/accuracies_shorter": 0.8,
             "rewards/margins": 0.8 * step / steps + noise.gauss(0, 0.02),
         }
+        values |= {"lengths/chosen": 20.0 + step % 3, "lengths/rejected": 25.0}
+        values["logps/chosen"] = values["lengths/chosen"] * noise.gauss(-1.0, 0.5)
+        values["logps/rejected"] = 25.0 * (noise.gauss(-1.5, 0.5) - 0.5 * step / steps)
         if reference:
             values |= {"drift/chosen": noise.gauss(-0.05, 0.03), "drift/rejected": -0.5 * step / steps}
         events.append({"kind": "step", "step": step, **{f"train/{name}": value for name, value in values.items()}})
@@ -66,6 +70,23 @@ def test_chosen_answers_that_fall_with_the_rejected_ones_are_displaced() -> None
     assert triggers(changed(healthy(), **falling), displacement="ignore") == []
 
 
+def test_without_a_reference_answers_are_displaced_against_the_first_steps() -> None:
+    noise = random.Random(1)
+
+    def falling(length: float, slope: float) -> Callable[[int], float]:
+        return lambda step: length * (-1.0 + noise.gauss(0, 0.2) - slope * step)
+
+    both = {"lengths/chosen": 20.0, "logps/chosen": falling(20, 0.02), "logps/rejected": falling(25, 0.05)}
+    (found,) = triggers(changed(healthy(reference=False), **both))
+    assert (found.finding.check, found.action) == ("displacement", "warn") and "since the first 10" in found.finding.message
+    assert 20 <= found.step <= 35 and found.finding.evidence["drift_chosen"] < -0.2
+    assert triggers(changed(healthy(reference=False), **{**both, "logps/chosen": falling(20, 0.0)})) == []
+    restless = {**both, "logps/chosen": lambda step: 20 * (-1.0 - 0.02 * step + (2.0 if step % 2 else -2.0))}
+    assert triggers(changed(healthy(30, reference=False), **restless)) == [], "0.4 nats are within four standard errors"
+    (found,) = triggers(changed(healthy(reference=False), **both), displacement={"window": 1, "max_drop": 0.5})
+    assert found.finding.check == "displacement"
+
+
 def test_rewards_that_follow_the_length_are_told_only_where_shorter_chosen_answers_lose() -> None:
     follows = {"length_correlation": 0.8, "rewards/accuracies_shorter": 0.1}
     (found,) = triggers(changed(healthy(), **follows))
@@ -80,6 +101,14 @@ def test_rewards_that_follow_the_length_are_told_only_where_shorter_chosen_answe
 def test_margins_that_do_not_grow_are_told_in_the_second_half(margin: float, why: str) -> None:
     (found,) = triggers(changed(healthy(), **{"rewards/margins": margin}))
     assert (found.finding.check, found.step) == ("no_preference", 31) and why in found.finding.message
+
+
+def test_margins_of_a_few_pairs_that_are_low_by_chance_are_not_told() -> None:
+    noise = random.Random(3)
+    runs = [changed(healthy(), **{"rewards/margins": lambda step: 0.05 + noise.gauss(0, 0.3)}) for _ in range(40)]
+    assert sum(bool(triggers(run)) for run in runs) <= 2
+    (found,) = triggers(changed(healthy(), **{"rewards/margins": lambda step: -1.0 + noise.gauss(0, 0.3)}))
+    assert "swapped" in found.finding.message
 
 
 def test_log_odds_that_do_not_grow_are_told_without_a_reference() -> None:

@@ -5,6 +5,8 @@ stages.
 """
 
 import math
+import statistics
+from collections import deque
 
 from fledge.monitor.rules import Event, GuardTrigger, Rule, trigger
 from fledge.monitor.window_means import WindowMeans
@@ -12,28 +14,53 @@ from fledge.recipe.sections.guards import ChanceAccuracyGuard, DisplacementGuard
 
 MIN_STEPS = 20  # of a stage in which growth can be expected
 MOST_WRONG = 0.5  # accuracy below which most pairs are wrong
+ERRORS = 4  # standard errors that a mean over a few steps is from a bound before it counts
 
 
 class Displacement(Rule):
     """Triggers when chosen and rejected answers have both become less likely than under the reference, the chosen ones by more
-    than `max_drop` nats per token (likelihood displacement: Razin et al. 2024). Once per stage."""
+    than `max_drop` nats per token (likelihood displacement: Razin et al. 2024). In a stage without reference, less likely than
+    in its first steps, by more than four standard errors too: other steps have other pairs. Once per stage."""
 
     def __init__(self, config: DisplacementGuard) -> None:
         self.config, self.reported = config, False
-        self.means = WindowMeans(("train/drift/chosen", "train/drift/rejected"), config.window)
+        self.drift = WindowMeans(("train/drift/chosen", "train/drift/rejected"), config.window)
+        self.first: list[tuple[float, float]] = []  # nats per token of chosen and rejected answers, without a reference
+        self.recent = deque[tuple[float, float]](maxlen=config.window)
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the means of the last steps are that low."""
-        means = self.means.add(event)
+        means, since = self.drift.add(event), "against the reference"
+        if self.drift.is_empty:
+            means, since = self._since_the_first_steps(event), f"since the first {self.config.window}"
         if means is None or self.reported or means[0] >= -self.config.max_drop or means[1] >= 0:
             return None
         self.reported = True
         message = (
             f"both answers become less likely: over {self.config.window} steps, the chosen ones by {-means[0]:.2f} nats/token "
-            f"and the rejected ones by {-means[1]:.2f}, against the reference"
+            f"and the rejected ones by {-means[1]:.2f}, {since}"
         )
         evidence = {"drift_chosen": means[0], "drift_rejected": means[1]}
         return trigger("displacement", self.config.action, message, event, evidence=evidence, stop_scope="stage")
+
+    def _since_the_first_steps(self, event: Event) -> tuple[float, float] | None:
+        """How much likelier both answers are than in the first steps; None where chance could make the chosen ones as
+        unlikely."""
+        sides = [(event.get(f"train/logps/{side}"), event.get(f"train/lengths/{side}")) for side in ("chosen", "rejected")]
+        if event["kind"] != "step" or not all(logp is not None and length for logp, length in sides):
+            return None
+        chosen, rejected = (logp / length for logp, length in sides)
+        if len(self.first) < self.config.window:
+            self.first.append((chosen, rejected))
+            return None
+        self.recent.append((chosen, rejected))
+        if len(self.recent) < self.config.window:
+            return None
+        (before, others_before), (now, others_now) = (zip(*rows, strict=True) for rows in (self.first, self.recent))
+        change = statistics.fmean(now) - statistics.fmean(before)
+        spread = statistics.variance(now) + statistics.variance(before) if self.config.window > 1 else 0.0
+        error = math.sqrt(spread / self.config.window)
+        return None if change >= -ERRORS * error else (change, statistics.fmean(others_now) - statistics.fmean(others_before))
 
 
 class LengthBias(Rule):
@@ -70,7 +97,7 @@ class LengthBias(Rule):
 class NoPreference(Rule):
     """Triggers when, in the second half of a stage of at least MIN_STEPS steps, nothing has come to be preferred: the mean
     margin of the rewards is below `min_growth`, or, in a stage without reference, the log-odds have not grown by it since the
-    first steps. Once per stage."""
+    first steps, by more than four standard errors in both cases: a few pairs say little. Once per stage."""
 
     def __init__(self, config: NoPreferenceGuard) -> None:
         self.config, self.total_steps, self.reported = config, 0, False
@@ -85,26 +112,27 @@ class NoPreference(Rule):
         margins, log_odds = self.margins.add(event), self.log_odds.add(event)
         if log_odds is not None and self.first is None:
             self.first = log_odds[0]
-        growth = self._growth(margins, log_odds)
+        growth, error = self._growth(margins, log_odds)
         late = event["step"] > max(self.total_steps // 2, 2 * self.config.window) and self.total_steps >= MIN_STEPS
-        if growth is None or not late or self.reported or growth >= self.config.min_growth:
+        if growth is None or not late or self.reported or growth + ERRORS * error >= self.config.min_growth:
             return None
         self.reported = True
         what = "the margin of the rewards is" if margins is not None else "the log-odds have grown by"
         why = (
             "chosen and rejected answers may be swapped"
-            if growth < -self.config.min_growth
+            if growth + ERRORS * error < -self.config.min_growth
             else "the loss stands still at its value of the start"
         )
         message = f"after {event['step']:,} of {self.total_steps:,} steps nothing is preferred: {what} {growth:+.4f}; {why}"
         return trigger("no_preference", self.config.action, message, event, evidence={"growth": growth}, stop_scope="stage")
 
-    def _growth(self, margins: tuple[float, ...] | None, log_odds: tuple[float, ...] | None) -> float | None:
+    def _growth(self, margins: tuple[float, ...] | None, log_odds: tuple[float, ...] | None) -> tuple[float | None, float]:
+        """The growth, if it is known, and the standard error of its last steps."""
         if margins is not None:
-            return margins[0]
+            return margins[0], self.margins.errors[0]
         if not self.margins.is_empty or log_odds is None or self.first is None:
-            return None
-        return log_odds[0] - self.first
+            return None, 0.0
+        return log_odds[0] - self.first, self.log_odds.errors[0]
 
 
 class ChanceAccuracy(Rule):

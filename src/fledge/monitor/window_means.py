@@ -1,5 +1,6 @@
 """Means of the figures of updates, for guards that look at more than one update at a time."""
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -25,6 +26,13 @@ class WindowMeans:
         if len(self._first) < self.window:
             self._first.append(values)  # type: ignore[arg-type]
         return _means(self._recent) if len(self._recent) == self.window else None
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The standard errors of the means over the last updates; 0 for a window of one."""
+        if self.window == 1:
+            return (0.0,) * len(self.keys)
+        return tuple(statistics.stdev(column) / math.sqrt(self.window) for column in zip(*self._recent, strict=True))
 
     @property
     def is_empty(self) -> bool:

@@ -66,8 +66,9 @@ class ValidationIncreaseGuard(ConfigModel):
 
 
 class DisplacementGuard(ConfigModel):
-    """Likelihood displacement: over `window` steps, the chosen answers of the pairs are less likely than under the reference by
-    more than `max_drop`, and the rejected ones are less likely, too."""
+    """Likelihood displacement: over `window` steps, the chosen answers of the pairs are less likely than under the reference
+    (where the loss has none, than in the first `window` steps) by more than `max_drop`, and the rejected ones are less likely,
+    too."""
 
     action: Literal["ignore", "warn", "stop"] = "warn"
     max_drop: Annotated[float, Field(gt=0)] = Field(default=0.2, description="nats per token of the chosen answers")

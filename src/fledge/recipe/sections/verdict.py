@@ -55,9 +55,24 @@ class VerdictConfig(ConfigModel):
     def thresholds(self, kind: str) -> dict[str, float | None]:
         """The thresholds of a stage of a kind by their keys; None decides nothing. Those of answers decide nothing in stages
         that do not teach to answer, unless they are other values than the defaults."""
-        found = {key: getattr(self, key) for key in type(self).model_fields if key.startswith(("max_", "min_"))}
-        if self.max_loss == "auto":
-            found["max_loss"] = LOSS_TARGETS.get(kind)
+        found = {
+            "max_loss": LOSS_TARGETS.get(kind) if self.max_loss == "auto" else self.max_loss,
+            "min_bleu": self.min_bleu,
+            "min_pass_rate": self.min_pass_rate,
+            "min_ended": self.min_ended,
+            "max_repetition": self.max_repetition,
+            "max_prompt_copy": self.max_prompt_copy,
+            "max_refusal": self.max_refusal,
+            "max_off_topic": self.max_off_topic,
+            "max_identity_template": self.max_identity_template,
+            "max_wrong_language": self.max_wrong_language,
+            "max_prompt_targets": self.max_prompt_targets,
+            "min_trained_ends": self.min_trained_ends,
+            "max_identity_targets": self.max_identity_targets,
+            "max_misfits": self.max_misfits,
+            "max_drop": self.max_drop,
+            "max_forgetting": self.max_forgetting,
+        }
         return found if kind not in WITHOUT_ANSWERS else {key: self._set(key, value) for key, value in found.items()}
 
     def _set(self, key: str, value: float | None) -> float | None:
