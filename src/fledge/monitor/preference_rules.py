@@ -46,14 +46,12 @@ class Displacement(Rule):
     def _since_the_first_steps(self, event: Event) -> tuple[float, float] | None:
         """How much likelier both answers are than in the first steps; None where chance could make the chosen ones as
         unlikely."""
-        sides = [(event.get(f"train/logps/{side}"), event.get(f"train/lengths/{side}")) for side in ("chosen", "rejected")]
-        if event["kind"] != "step" or not all(logp is not None and length for logp, length in sides):
+        keys = [f"train/{figure}/{side}" for side in ("chosen", "rejected") for figure in ("logps", "lengths")]
+        if event["kind"] != "step" or not all(event.get(key) for key in keys):
             return None
-        chosen, rejected = (logp / length for logp, length in sides)
-        if len(self.first) < self.config.window:
-            self.first.append((chosen, rejected))
-            return None
-        self.recent.append((chosen, rejected))
+        logp, length, others_logp, others_length = (event[key] for key in keys)
+        steps = self.recent if len(self.first) == self.config.window else self.first
+        steps.append((logp / length, others_logp / others_length))
         if len(self.recent) < self.config.window:
             return None
         (before, others_before), (now, others_now) = (zip(*rows, strict=True) for rows in (self.first, self.recent))
