@@ -11,12 +11,13 @@ TRL's is that of its best way, and fledge takes as many rows at a time for it (`
 of fledge with all rows of a batch at a time, as it is timed. Where the best way takes rows one by one, fledge is timed so as
 well: `ratio_best_equal_rows`. The mean loss of both on the same rows is given before, and after the steps that each has taken
 at one learning rate: more for TRL, whose ways are tried first.
+With --quick neither compiles anything, and one of TRL's ways is tried.
 """
 
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from measure import options, ratios, report
@@ -46,13 +47,26 @@ RATE = 2e-4
 SAME = {"learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.01, "warmup_steps": 0}
 
 
-def adapter_recipe(sizes: tuple[int, int, int], folder: Path, one_by_one: bool = False) -> Recipe:
+class Size(NamedTuple):
+    """Rows of a step, positions of a row, layers, and whether compiling is tried."""
+
+    rows: int
+    context: int
+    layers: int
+    compiles: bool
+
+
+FULL, QUICK = Size(8, 512, 8, True), Size(4, 256, 2, False)
+
+
+def adapter_recipe(size: Size, folder: Path, one_by_one: bool = False) -> Recipe:
     """The recipe of `sft.py` with AdamW at a constant rate, which TRL gets as well; with `one_by_one` rows are accumulated."""
-    recipe = make_recipe(*sizes, folder / "world")
+    recipe = make_recipe(size.rows, size.context, size.layers, folder / "world")
     values = recipe.model_dump()
+    values["runtime"]["compile"] = "auto" if size.compiles else False
     values["stages"]["sft"] |= {"optimizer": {"learning_rate": RATE}, "schedule": {"name": "constant", "warmup": 0}}
     if one_by_one:
-        values["stages"]["sft"]["batch"] = {"micro_batch_size": 1, "gradient_accumulation_steps": sizes[0]}
+        values["stages"]["sft"]["batch"] = {"micro_batch_size": 1, "gradient_accumulation_steps": size.rows}
     return recipe_from_dict(values)
 
 
@@ -102,11 +116,10 @@ def opponents_loss(trainer: Any, data: PackedDataset, rows: int) -> float:
     return total / count
 
 
-def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int], directory: Path | None) -> None:
+def measure_memory(who: str, way: str, folder: Path, size: Size, directory: Path | None) -> None:
     """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
-    rows, context, _ = sizes
     one_by_one, arguments = LORA_WAYS[way] if way else (False, {})
-    recipe = adapter_recipe(sizes, folder, one_by_one)
+    recipe = adapter_recipe(size, folder, one_by_one)
     data, _, source = start(recipe, folder, directory or (folder if (folder / "config.json").exists() else None))
     rows_of_opponent = as_rows(data.examples)
     before = resident_at_start()
@@ -115,9 +128,9 @@ def measure_memory(who: str, way: str, folder: Path, sizes: tuple[int, int, int]
         fledge_works(training, MEMORY_STEPS)
         training.loader.close()
     else:
-        accumulation = rows if one_by_one else 1
+        accumulation = size.rows if one_by_one else 1
         opponent = Opponent(
-            source, rows_of_opponent, context=context, micro=rows, steps=MEMORY_STEPS, accumulation=accumulation,
+            source, rows_of_opponent, context=size.context, micro=size.rows, steps=MEMORY_STEPS, accumulation=accumulation,
             adapter=SETTINGS, **SAME, **arguments,
         )  # fmt: skip
         opponent()
@@ -132,15 +145,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
     parser.add_argument("--memory", help="used by the benchmark itself")
     chosen = parser.parse_args()
-    sizes = rows, context, _ = (4, 256, 2) if chosen.quick else (8, 512, 8)
+    size = QUICK if chosen.quick else FULL
+    rows = size.rows
     if chosen.memory:
         who, way, name = json.loads(chosen.memory)
-        measure_memory(who, way, Path(name), sizes, chosen.model)
+        measure_memory(who, way, Path(name), size, chosen.model)
         return
     steps, rounds = chosen.steps or (2 if chosen.quick else 3), chosen.rounds or (1 if chosen.quick else 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = adapter_recipe(sizes, folder)
+        recipe = adapter_recipe(size, folder)
         data, _, source = start(recipe, folder, chosen.model)
         model = adapted(source)
         fledge, sequences = Training(recipe, "sft", data, model), as_rows(data.examples)
@@ -149,7 +163,7 @@ def main() -> None:
             return Opponent(
                 source,
                 sequences,
-                context=context,
+                context=size.context,
                 micro=rows,
                 steps=steps,
                 accumulation=accumulation,
@@ -161,12 +175,12 @@ def main() -> None:
         shipped = make(1)
         losses = {"fledge": [mean_loss(model, data, rows)], "TRL": [opponents_loss(shipped.trainer, data, rows)]}
         shipped()
-        ways = {key: LORA_WAYS[key] for key in ("packed", "packed, float32 weights")} if chosen.quick else LORA_WAYS
+        ways = {key: LORA_WAYS[key] for key in ("packed",)} if chosen.quick else LORA_WAYS
         way, best, tried = fastest(ways_of(make, rows, ways), UNIT, trials=1 if chosen.quick else 2)
         fledge_works(fledge, steps)
         contenders = {"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}
         if LORA_WAYS[way][0]:
-            single = Training(adapter_recipe(sizes, folder, True), "sft", data, adapted(source), fledge.decision)
+            single = Training(adapter_recipe(size, folder, True), "sft", data, adapted(source), fledge.decision)
             fledge_works(single, steps)
             contenders["fledge, row by row"] = lambda: fledge_works(single, steps)
         works = take_turns(contenders, rounds, UNIT)
@@ -195,7 +209,7 @@ def main() -> None:
             "fledge": {**summary(works["fledge"]), "decision": fledge.decision.as_dict()},
             "as_shipped": {**summary(works["as_shipped"]), "how": shipped.how()},
             "best": {**summary(works["best"]), "is": way, "how": best.how(), "tried_useful_tokens_per_second": tried},
-            "batch": [rows, context],
+            "batch": [rows, size.context],
             "steps_per_round": steps,
             "rounds": rounds,
             "quick": chosen.quick,
