@@ -133,11 +133,21 @@ class ReferenceProvider:
         check_precision(precision, device)
         model = self.start.load_again(self.fingerprint).eval().requires_grad_(False)
         saved = round_frozen_weights(model, DTYPES[precision])
-        compiled, attention = self.compute.compile and device == self.compute.device, self.compute.attention
-        if unavailable(attention, device, DTYPES[precision], compiled, capability(device)) or device != self.compute.device:
-            attention = "sdpa"
+        beside = device == self.compute.device
+        compiled = self.compute.compile and beside
+
+        def usable(attention: str | None, in_compiled_code: bool) -> bool:
+            given, dtype = attention or "sdpa", DTYPES[precision]
+            return beside and unavailable(given, device, dtype, in_compiled_code, capability(device)) is None
+
+        attention, eager = self.compute.attention, self.compute.eager_attention
+        placed = replace(
+            self.compute, precision=precision, device=device, compile=compiled,
+            attention=attention if usable(attention, compiled) else "sdpa",
+            eager_attention=eager if usable(eager, False) else "sdpa",
+        )  # fmt: skip
         avoid_cudnn_attention(torch.device(device))
-        replace(self.compute, precision=precision, device=device, attention=attention, compile=compiled).place(model)
+        placed.place(model)
         kept = f": {saved / 2**20:,.0f} MiB less" if saved else ""
         self.log(f"the reference is a second model in {precision} on {device}{kept}")
         return model
