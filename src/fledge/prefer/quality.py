@@ -97,7 +97,7 @@ def safe_cell(text: str) -> str:
     """The text as a cell that no spreadsheet takes for a formula: with an apostrophe before it if it begins like one."""
     shown = text.replace("\x00", "␀")
     shown = shown if len(shown) <= MAX_CELL else f"{shown[:MAX_CELL]} …"
-    return f"'{shown}" if shown.lstrip(" ").startswith(FORMULA) else shown
+    return f"'{shown}" if shown.startswith("'") or shown.lstrip(" ").startswith(FORMULA) else shown
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
