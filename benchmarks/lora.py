@@ -175,7 +175,7 @@ def main() -> None:
         shipped = make(1)
         losses = {"fledge": [mean_loss(model, data, rows)], "TRL": [opponents_loss(shipped.trainer, data, rows)]}
         shipped()
-        ways = {key: LORA_WAYS[key] for key in ("packed",)} if chosen.quick else LORA_WAYS
+        ways = {"packed": LORA_WAYS["packed"]} if chosen.quick else LORA_WAYS
         way, best, tried = fastest(ways_of(make, rows, ways), UNIT, trials=1 if chosen.quick else 2)
         fledge_works(fledge, steps)
         contenders = {"fledge": lambda: fledge_works(fledge, steps), "as_shipped": shipped, "best": best}

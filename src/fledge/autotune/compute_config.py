@@ -1,6 +1,6 @@
 """The compute configuration of a stage and its application to a model."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from fledge.autotune.gpu_paths import check_build
 from fledge.autotune.precision import DTYPES
 from fledge.errors import FledgeError
 from fledge.model.attention import avoid_cudnn_attention
+from fledge.model.cuda_attention import unavailable
 from fledge.model.protocol import LanguageModel
 from fledge.recipe.schema import RuntimeConfig
 from fledge.run.code_cache import private_code_cache
@@ -72,6 +73,19 @@ class ComputeConfig:
         avoid_cudnn_attention(torch.device(self.device))
         use_deterministic(self.deterministic, self.device)
         return self.place(model)
+
+    def on(self, device: str, precision: str) -> "ComputeConfig":
+        """The configuration in another precision, or on another device, where nothing is compiled. Attention that does not
+        exist there is PyTorch's."""
+        compiled = self.compile and device == self.device
+
+        def usable(attention: str, in_compiled_code: bool) -> str:
+            reason = unavailable(attention, device, DTYPES[precision], in_compiled_code, capability(device))
+            return attention if device == self.device and reason is None else "sdpa"
+
+        eager = None if self.eager_attention is None else usable(self.eager_attention, False)
+        attention = usable(self.attention, compiled)
+        return replace(self, device=device, precision=precision, attention=attention, compile=compiled, eager_attention=eager)
 
     def place(self, model: LanguageModel) -> LanguageModel:
         """Configure the model, and nothing of the process; returns the model."""

@@ -307,6 +307,7 @@ class AutotuneSearch:
         if self.config.attention != "auto":
             self.measurements["attention_reason"] = SET_IN_RECIPE
             return self.config.attention
+        self.measurements["attention_reason"] = "measured forward and backward on the shapes of a micro-batch"
         return self._fastest_attention(precision, compiling)
 
     def _fastest_attention(self, precision: str, compiling: bool) -> str:
@@ -318,7 +319,6 @@ class AutotuneSearch:
             self.log("compiling attention to see which is fastest …")
         results = self.cache.get_or_measure(key, lambda: time_attention(self.truncated, dtype, names, compiling, self.log))
         self.measurements.update({f"attention_{name}_{mode}": value for name, value in results.items()})
-        self.measurements["attention_reason"] = "measured forward and backward on the shapes of a micro-batch"
         return fastest(results)
 
 

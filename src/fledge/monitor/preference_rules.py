@@ -5,8 +5,6 @@ stages.
 """
 
 import math
-import statistics
-from collections import deque
 
 from fledge.monitor.rules import Event, GuardTrigger, Rule, trigger
 from fledge.monitor.window_means import WindowMeans
@@ -25,8 +23,7 @@ class Displacement(Rule):
     def __init__(self, config: DisplacementGuard) -> None:
         self.config, self.reported = config, False
         self.drift = WindowMeans(("train/drift/chosen", "train/drift/rejected"), config.window)
-        self.first: list[tuple[float, float]] = []  # nats per token of chosen and rejected answers, without a reference
-        self.recent = deque[tuple[float, float]](maxlen=config.window)
+        self.per_token = WindowMeans(("chosen", "rejected"), config.window)  # nats per token, without a reference
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the means of the last steps are that low."""
@@ -50,15 +47,12 @@ class Displacement(Rule):
         if event["kind"] != "step" or not all(event.get(key) for key in keys):
             return None
         logp, length, others_logp, others_length = (event[key] for key in keys)
-        steps = self.recent if len(self.first) == self.config.window else self.first
-        steps.append((logp / length, others_logp / others_length))
-        if len(self.recent) < self.config.window:
+        now = self.per_token.add_values((logp / length, others_logp / others_length))
+        if now is None or not self.per_token.is_apart:
             return None
-        (before, others_before), (now, others_now) = (zip(*rows, strict=True) for rows in (self.first, self.recent))
-        change = statistics.fmean(now) - statistics.fmean(before)
-        spread = statistics.variance(now) + statistics.variance(before) if self.config.window > 1 else 0.0
-        error = math.sqrt(spread / self.config.window)
-        return None if change >= -ERRORS * error else (change, statistics.fmean(others_now) - statistics.fmean(others_before))
+        before, error = self.per_token.first, math.hypot(self.per_token.errors[0], self.per_token.first_errors[0])
+        chosen, rejected = (new - old for new, old in zip(now, before, strict=True))
+        return None if chosen >= -ERRORS * error else (chosen, rejected)
 
 
 class LengthBias(Rule):
@@ -101,36 +95,36 @@ class NoPreference(Rule):
         self.config, self.total_steps, self.reported = config, 0, False
         self.margins = WindowMeans(("train/rewards/margins", "train/drift/chosen"), config.window)
         self.log_odds = WindowMeans(("train/log_odds",), config.window)
-        self.first: float | None = None
 
     def update(self, event: Event) -> GuardTrigger | None:
         """A trigger the first time that the growth up to now is too small."""
         if event["kind"] == "start":
             self.total_steps = event["steps"]
         margins, log_odds = self.margins.add(event), self.log_odds.add(event)
-        if log_odds is not None and self.first is None:
-            self.first = log_odds[0]
-        growth, error = self._growth(margins, log_odds)
+        found = self._growth(margins, log_odds)
         late = event["step"] > max(self.total_steps // 2, 2 * self.config.window) and self.total_steps >= MIN_STEPS
-        if growth is None or not late or self.reported or growth + ERRORS * error >= self.config.min_growth:
+        if found is None or not late or self.reported:
+            return None
+        growth, highest = found[0], found[0] + ERRORS * found[1]
+        if highest >= self.config.min_growth:
             return None
         self.reported = True
         what = "the margin of the rewards is" if margins is not None else "the log-odds have grown by"
         why = (
             "chosen and rejected answers may be swapped"
-            if growth + ERRORS * error < -self.config.min_growth
+            if highest < -self.config.min_growth
             else "the loss stands still at its value of the start"
         )
         message = f"after {event['step']:,} of {self.total_steps:,} steps nothing is preferred: {what} {growth:+.4f}; {why}"
         return trigger("no_preference", self.config.action, message, event, evidence={"growth": growth}, stop_scope="stage")
 
-    def _growth(self, margins: tuple[float, ...] | None, log_odds: tuple[float, ...] | None) -> tuple[float | None, float]:
-        """The growth, if it is known, and the standard error of its last steps."""
+    def _growth(self, margins: tuple[float, ...] | None, log_odds: tuple[float, ...] | None) -> tuple[float, float] | None:
+        """The growth and the standard error of its last steps; None if it is not known."""
         if margins is not None:
             return margins[0], self.margins.errors[0]
-        if not self.margins.is_empty or log_odds is None or self.first is None:
-            return None, 0.0
-        return log_odds[0] - self.first, self.log_odds.errors[0]
+        if not self.margins.is_empty or log_odds is None:
+            return None
+        return log_odds[0] - self.log_odds.first[0], self.log_odds.errors[0]
 
 
 class ChanceAccuracy(Rule):

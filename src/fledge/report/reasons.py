@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from fledge.metric_names import METRIC_NAMES
 from fledge.report.i18n import Text, same
 from fledge.report.read_run import mapping, number, text
-from fledge.report.verdicts import SENTENCES
-
-Evidence = Mapping[str, object]
+from fledge.report.verdicts import SENTENCES, Evidence, known
 
 
 @dataclass(frozen=True)
@@ -32,22 +30,14 @@ def read_reason(reason: Mapping[str, object]) -> ReasonText:
     return ReasonText(Text(message, chinese), Text(hint, what_to_do) if hint else same(""))
 
 
-def _figure(evidence: Evidence, key: str) -> float:
-    value = number(evidence.get(key))
-    if value is None:
-        raise KeyError(key)
-    return value
-
-
 def _share(evidence: Evidence, key: str) -> str:
-    return f"{_figure(evidence, key):.1%}"
+    return f"{known(evidence, key):.1%}"
 
 
 def _interval(evidence: Evidence, form: str) -> str:
     found = evidence.get("interval")
-    if not isinstance(found, list | tuple) or len(found) != 2:
-        return ""
-    return f" [{', '.join(format(float(bound), form) for bound in found)}]"
+    bounds = [value for bound in found if (value := number(bound)) is not None] if isinstance(found, list | tuple) else []
+    return f" [{', '.join(format(bound, form) for bound in bounds)}]" if len(bounds) == 2 else ""
 
 
 def _name(evidence: Evidence) -> str:
@@ -56,16 +46,16 @@ def _name(evidence: Evidence) -> str:
 
 
 def _change(evidence: Evidence) -> str:
-    return f"{_name(evidence)} {_figure(evidence, 'before'):.3f} → {_figure(evidence, 'after'):.3f}"
+    return f"{_name(evidence)} {known(evidence, 'before'):.3f} → {known(evidence, 'after'):.3f}"
 
 
 def _rate(what: str, limit: str) -> Callable[[Evidence, bool], str]:
     """A rate of the answers to a set, beyond its threshold."""
 
     def message(evidence: Evidence, decides: bool) -> str:
-        few = "" if decides else f"；只有 {_figure(evidence, 'count'):,.0f} 个回答，不足以作出判断"
+        few = "" if decides else f"；只有 {known(evidence, 'count'):,.0f} 个回答，不足以作出判断"
         rate = f"{_share(evidence, 'value')}{_interval(evidence, '.1%')}"
-        return f"{text(evidence.get('set'))}：{rate} {what}，应{limit} {_figure(evidence, 'threshold'):.0%}{few}。"
+        return f"{text(evidence.get('set'))}：{rate} {what}，应{limit} {known(evidence, 'threshold'):.0%}{few}。"
 
     return message
 
@@ -85,21 +75,21 @@ def _worse_answers(evidence: Evidence, decides: bool) -> str:
 
 
 def _too_few_items(evidence: Evidence, _: bool) -> str:
-    return f"{_of_items(evidence)}：{_figure(evidence, 'count'):,.0f} 个条目太少，分辨不出有意义的差异。"
+    return f"{_of_items(evidence)}：{known(evidence, 'count'):,.0f} 个条目太少，分辨不出有意义的差异。"
 
 
 def _forgetting(evidence: Evidence, _: bool) -> str:
-    change = f"{_figure(evidence, 'before'):.3f} → {_figure(evidence, 'after'):.3f}"
-    return f"{text(evidence.get('set'))}：每字节比特数 {change}（{_figure(evidence, 'share'):+.1%}）：比之前遗忘了一部分。"
+    change = f"{known(evidence, 'before'):.3f} → {known(evidence, 'after'):.3f}"
+    return f"{text(evidence.get('set'))}：每字节比特数 {change}（{known(evidence, 'share'):+.1%}）：比之前遗忘了一部分。"
 
 
 def _loss_above(evidence: Evidence, _: bool) -> str:
-    most = f"高于 {_figure(evidence, 'threshold'):g}"
-    return f"验证损失为每词元 {_figure(evidence, 'loss'):.3f} 纳特，{most}（{_change(evidence)}）。"
+    most = f"高于 {known(evidence, 'threshold'):g}"
+    return f"验证损失为每词元 {known(evidence, 'loss'):.3f} 纳特，{most}（{_change(evidence)}）。"
 
 
 def _bleu(evidence: Evidence, _: bool) -> str:
-    return f"回答的 BLEU-4 为 {_figure(evidence, 'after'):.1f}（满分 100），低于 {_figure(evidence, 'threshold'):g}。"
+    return f"回答的 BLEU-4 为 {known(evidence, 'after'):.1f}（满分 100），低于 {known(evidence, 'threshold'):g}。"
 
 
 def _no_better_than_length(evidence: Evidence, _: bool) -> str:

@@ -32,18 +32,18 @@ LABELS = {
 
 
 def _loss(evidence: Evidence, key: str) -> str:
-    return formatting.loss(_known(evidence, key))
+    return formatting.loss(known(evidence, key))
 
 
 def _figures(evidence: Evidence, key: str) -> str:
-    return formatting.three_figures(_known(evidence, key))
+    return formatting.three_figures(known(evidence, key))
 
 
 def _percent(evidence: Evidence, key: str) -> str:
-    return f"{formatting.percent(_known(evidence, key))} %"
+    return f"{formatting.percent(known(evidence, key))} %"
 
 
-def _known(evidence: Evidence, key: str) -> float:
+def known(evidence: Evidence, key: str) -> float:
     """The figure. Raises KeyError if it was not recorded."""
     value = number(evidence.get(key))
     if value is None:
@@ -83,7 +83,7 @@ def _worse_than_start(evidence: Evidence) -> Text:
 
 def _worse_than_best(evidence: Evidence) -> Text:
     metric, value = _metric(evidence)
-    step, best, last = formatting.whole(_known(evidence, "best_step")), value(evidence, "best"), value(evidence, "last")
+    step, best, last = formatting.whole(known(evidence, "best_step")), value(evidence, "best"), value(evidence, "last")
     best_goes_on = bool(evidence.get("best_goes_on"))
     en = "; the best checkpoint goes on" if best_goes_on else ""
     zh = "；沿用最好的检查点" if best_goes_on else ""
@@ -98,20 +98,20 @@ def _worse_than_best(evidence: Evidence) -> Text:
 
 
 def _nothing_learned(evidence: Evidence) -> Text:
-    change = f"{formatting.loss(_known(evidence, 'before'))} → {formatting.loss(_known(evidence, 'after'))}"
+    change = f"{formatting.loss(known(evidence, 'before'))} → {formatting.loss(known(evidence, 'after'))}"
     named = {"training": ("training loss", "训练损失"), "reward": ("mean reward", "平均奖励")}
     en, zh = named.get(str(evidence.get("split")), ("validation loss", "验证损失"))
-    steps = formatting.whole(_known(evidence, "steps"))
+    steps = formatting.whole(known(evidence, "steps"))
     return Text(f"Nothing was learned in {steps} steps: {en} {change}.", f"{steps} 步没有学到东西：{zh} {change}。")
 
 
 def _few_validation_rows(evidence: Evidence) -> Text:
-    rows = formatting.whole(_known(evidence, "rows"))
+    rows = formatting.whole(known(evidence, "rows"))
     return Text(f"{rows} validation rows are too few to judge by.", f"只有 {rows} 行验证数据，不足以作出判断。")
 
 
 def _equal_answers(evidence: Evidence) -> Text:
-    prompts, answer = formatting.whole(_known(evidence, "prompts")), text(evidence.get("answer"))
+    prompts, answer = formatting.whole(known(evidence, "prompts")), text(evidence.get("answer"))
     return Text(
         f"All {prompts} sampled prompts get the same answer: “{answer}”.", f"{prompts} 个提示得到的回答完全相同：“{answer}”。"
     )

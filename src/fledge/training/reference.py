@@ -3,7 +3,6 @@ log-probabilities, computed once and cached."""
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from fledge.errors import FledgeError
 from fledge.model.adapter_reference import AdapterReference
 from fledge.model.adapters import adapter_weights
 from fledge.model.attention import avoid_cudnn_attention
-from fledge.model.cuda_attention import unavailable
 from fledge.model.eager import force_eager
 from fledge.model.frozen_weights import round_frozen_weights
 from fledge.model.protocol import LanguageModel, eval_mode
@@ -133,21 +131,8 @@ class ReferenceProvider:
         check_precision(precision, device)
         model = self.start.load_again(self.fingerprint).eval().requires_grad_(False)
         saved = round_frozen_weights(model, DTYPES[precision])
-        beside = device == self.compute.device
-        compiled = self.compute.compile and beside
-
-        def usable(attention: str | None, in_compiled_code: bool) -> bool:
-            given, dtype = attention or "sdpa", DTYPES[precision]
-            return beside and unavailable(given, device, dtype, in_compiled_code, capability(device)) is None
-
-        attention, eager = self.compute.attention, self.compute.eager_attention
-        placed = replace(
-            self.compute, precision=precision, device=device, compile=compiled,
-            attention=attention if usable(attention, compiled) else "sdpa",
-            eager_attention=eager if usable(eager, False) else "sdpa",
-        )  # fmt: skip
         avoid_cudnn_attention(torch.device(device))
-        placed.place(model)
+        self.compute.on(device, precision).place(model)
         kept = f": {saved / 2**20:,.0f} MiB less" if saved else ""
         self.log(f"the reference is a second model in {precision} on {device}{kept}")
         return model

@@ -23,7 +23,18 @@ from fledge.recipe.schema import Source
 from fledge.run.file_kinds import kind_of_folder, kind_of_name
 from fledge.run.input_files import check_input_file, looks_like_hub_name, lookup_hint
 
-__all__ = ["FileRange", "Record", "file_notices", "files_of", "ignored_files", "read", "row_location", "spans_of"]
+__all__ = [
+    "SHARD_BYTES",
+    "FileRange",
+    "Record",
+    "file_notices",
+    "files_of",
+    "ignored_files",
+    "read",
+    "records_of",
+    "row_location",
+    "spans_of",
+]
 
 SHARD_BYTES = 16 * 2**20  # of a file that are read at a time
 EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
