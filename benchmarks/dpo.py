@@ -12,7 +12,6 @@ The losses of both on the same pairs, step by step from the same start and at th
 Real pairs are read from $FLEDGE_DATA or ../shared/data; without them, from the quickstart's world.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import data_folder, options, report
-from opponent import clock, comparison, fastest, memories, resident, resident_at_start, take_turns
+from opponent import clock, comparison, fastest, load_libraries_aside, memories, resident, resident_at_start, take_turns
 from training import Training, fresh, packed, world_file
 
 from fledge.data import PackedDataset
@@ -241,8 +240,8 @@ def loss_curves(data: PackedDataset, folder: Path, opponent: Opponent, steps: in
     return curves
 
 
-def measure_memory(who: str, way: str, folder: Path, size: Size, pairs: int) -> None:
-    """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
+def measure_memory(who: str, way: str, folder: Path, size: Size, pairs: int) -> int:
+    """Take a few steps in this process and return how far its resident size rose from that before the model was loaded."""
     recipe, data = prepare(size, folder, load_tokenizer(folder))
     rows_of_opponent = some_rows(data)
     before = resident_at_start()
@@ -259,7 +258,7 @@ def measure_memory(who: str, way: str, folder: Path, size: Size, pairs: int) -> 
         one_by_one, arguments = WAYS[way]
         accumulation = pairs if one_by_one else 1
         Opponent(folder, rows_of_opponent, pairs=pairs, steps=MEMORY_STEPS, accumulation=accumulation, **arguments)()
-    print("memory", resident("VmHWM") - before)
+    return resident("VmHWM") - before
 
 
 def prepare(size: Size, folder: Path, tokenizer: Tokenizer | None = None) -> tuple[Recipe, PackedDataset]:
@@ -279,13 +278,9 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 1)")
     parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
-    parser.add_argument("--memory", help="used by the benchmark itself")
     chosen = parser.parse_args()
     size = QUICK if chosen.quick else Size()
-    if chosen.memory:
-        who, way, name, pairs = json.loads(chosen.memory)
-        measure_memory(who, way, Path(name), size, pairs)
-        return
+    load_libraries_aside()
     steps, rounds = chosen.steps or size.steps, chosen.rounds or size.rounds
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -309,8 +304,8 @@ def main() -> None:
         works = take_turns(contenders, rounds, UNIT, digits=2)
         fledge.training.loader.close()
         curves = loss_curves(data, folder, make(1, bf16=False, gradient_checkpointing=False), size.curve_steps)
-        whose = {"fledge": ("fledge", "", name, pairs), "best": ("TRL", way, name, pairs)}
-        peak = memories(__file__, ["--quick"] if chosen.quick else [], whose)
+        common = (folder, size, pairs)
+        peak = memories(measure_memory, {"fledge": ("fledge", "", *common), "best": ("TRL", way, *common)})
     report(
         {
             **comparison(works),

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from measure import options, report
-from opponent import clock, comparison, fastest, memories, resident, resident_at_start, take_turns
+from opponent import clock, comparison, fastest, load_libraries_aside, memories, resident, resident_at_start, take_turns
 
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
@@ -161,8 +161,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # micro-batches of an update, a
 }
 
 
-def measure_memory(who: str, way: str, run: Path, prompts: int) -> None:
-    """Take a few updates in this process and print how far its resident size rose from that before the model was loaded."""
+def measure_memory(who: str, way: str, run: Path, prompts: int) -> int:
+    """Take a few updates in this process and return how far its resident size rose from that before the model was loaded."""
     rows, before = read_prompts(run), resident_at_start()
     with tempfile.TemporaryDirectory() as out:
         if who == "fledge":
@@ -170,7 +170,7 @@ def measure_memory(who: str, way: str, run: Path, prompts: int) -> None:
         else:
             accumulation, arguments = WAYS[way]
             Opponent(run, rows, prompts=prompts, steps=2, accumulation=accumulation, **arguments)()
-    print("memory", resident("VmHWM") - before)
+    return resident("VmHWM") - before
 
 
 def main() -> None:
@@ -179,12 +179,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a finished quickstart")
     parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 1)")
     parser.add_argument("--steps", type=int, help="updates in each (default 4, with --quick 1)")
-    parser.add_argument("--memory", help="used by the benchmark itself")
     chosen = parser.parse_args()
     run, prompts = chosen.run.resolve(), 4 if chosen.quick else 16
-    if chosen.memory:
-        measure_memory(*json.loads(chosen.memory), run, prompts)
-        return
+    load_libraries_aside()
     steps, rounds = chosen.steps or (1 if chosen.quick else 4), chosen.rounds or (1 if chosen.quick else 5)
     rows = read_prompts(run)
 
@@ -209,8 +206,7 @@ def main() -> None:
         fledge()
         contenders: dict[str, Callable[[], Work]] = {"fledge": fledge, "as_shipped": shipped, "best": best}
         works = take_turns(contenders, rounds, UNIT)
-    given = ["--run", str(run), *(["--quick"] if chosen.quick else [])]
-    peak = memories(__file__, given, {"fledge": ("fledge", ""), "best": ("TRL", way)})
+    peak = memories(measure_memory, {"fledge": ("fledge", "", run, prompts), "best": ("TRL", way, run, prompts)})
     report(
         {
             **comparison(works),

@@ -14,14 +14,13 @@ at one learning rate: more for TRL, whose ways are tried first.
 With --quick neither compiles anything, and one of TRL's ways is tried.
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from measure import options, ratios, report
-from opponent import comparison, fastest, memories, resident, resident_at_start, take_turns
+from opponent import comparison, fastest, load_libraries_aside, memories, resident, resident_at_start, take_turns
 from sft import PACKED, UNIT, WAYS, Opponent, as_rows, fledge_works, make_recipe, summary, ways_of
 from training import Training, packed
 
@@ -116,8 +115,8 @@ def opponents_loss(trainer: Any, data: PackedDataset, rows: int) -> float:
     return total / count
 
 
-def measure_memory(who: str, way: str, folder: Path, size: Size, directory: Path | None) -> None:
-    """Take a few steps in this process and print how far its resident size rose from that before the model was loaded."""
+def measure_memory(who: str, way: str, folder: Path, size: Size, directory: Path | None) -> int:
+    """Take a few steps in this process and return how far its resident size rose from that before the model was loaded."""
     one_by_one, arguments = LORA_WAYS[way] if way else (False, {})
     recipe = adapter_recipe(size, folder, one_by_one)
     data, _, source = start(recipe, folder, directory or (folder if (folder / "config.json").exists() else None))
@@ -134,7 +133,7 @@ def measure_memory(who: str, way: str, folder: Path, size: Size, directory: Path
             adapter=SETTINGS, **SAME, **arguments,
         )  # fmt: skip
         opponent()
-    print("memory", resident("VmHWM") - before)
+    return resident("VmHWM") - before
 
 
 def main() -> None:
@@ -143,14 +142,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="adapt this model instead of one with random weights")
     parser.add_argument("--rounds", type=int, help="rounds (default 5, with --quick 1)")
     parser.add_argument("--steps", type=int, help="steps in each (default 3, with --quick 2)")
-    parser.add_argument("--memory", help="used by the benchmark itself")
     chosen = parser.parse_args()
     size = QUICK if chosen.quick else FULL
     rows = size.rows
-    if chosen.memory:
-        who, way, name = json.loads(chosen.memory)
-        measure_memory(who, way, Path(name), size, chosen.model)
-        return
+    load_libraries_aside()
     steps, rounds = chosen.steps or (2 if chosen.quick else 3), chosen.rounds or (1 if chosen.quick else 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -188,12 +183,11 @@ def main() -> None:
         fledge.loader.close()
         losses["fledge"].append(mean_loss(model, data, rows))
         losses["TRL"].append(opponents_loss(best.trainer, data, rows))
-        given = ["--quick"] if chosen.quick else []
-        given += ["--model", str(chosen.model)] if chosen.model else []
-        whose = {"fledge": ("fledge", "", str(folder)), "best": ("TRL", way, str(folder))}
+        common = (folder, size, chosen.model)
+        whose = {"fledge": ("fledge", "", *common), "best": ("TRL", way, *common)}
         if LORA_WAYS[way][0]:
-            whose["fledge, rows of best"] = ("fledge", way, str(folder))
-        peak = memories(__file__, given, whose)
+            whose["fledge, rows of best"] = ("fledge", way, *common)
+        peak = memories(measure_memory, whose)
         peak.setdefault("fledge, rows of best", peak["fledge"])
     trained, total = trained_parameters(model)
     report(

@@ -2,13 +2,11 @@
 
 import gc
 import importlib
-import json
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -106,17 +104,17 @@ def resident_at_start() -> int:
     return resident("VmRSS")
 
 
-def memories(script: str, arguments: Sequence[str], whose: Mapping[str, Sequence[Any]]) -> dict[str, int]:
-    """For each name the bytes that a process of its own prints behind `memory `: the script with these arguments and
-    `--memory`. Two run at a time: sizes do not depend on it, and loading libraries takes long."""
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(whose, pool.map(partial(_memory, script, arguments), whose.values()), strict=True))
+def load_libraries_aside() -> None:
+    """Start a process that loads the libraries of both contenders while this one works; `memories` forks it, so that its
+    own processes need not load them."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(LIBRARIES))
+    forkserver.ensure_running()
 
 
-def _memory(script: str, arguments: Sequence[str], what: Sequence[Any]) -> int:
-    command = [sys.executable, script, *arguments, "--memory", json.dumps(list(what))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("memory ")]
-    if not lines:
-        raise RuntimeError(done.stderr[-2000:])
-    return int(lines[-1].split()[1])
+def memories(measure: Callable[..., int], whose: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    """For each name the bytes that `measure` returns of these arguments, in a process of its own. Two run at a time: sizes do
+    not depend on it."""
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=1) as pool:
+        running = {name: pool.submit(measure, *arguments) for name, arguments in whose.items()}
+        return {name: one.result() for name, one in running.items()}

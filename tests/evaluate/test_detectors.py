@@ -1,6 +1,7 @@
 """Refusals and answers off topic, told on labelled answers that the rules were not made from."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from fledge.evaluate.metrics import Answer, measure_answers
-from fledge.evaluate.metrics.likelihood import gains
+from fledge.evaluate.metrics.likelihood import gains, gains_over_others, other_prompts
 from fledge.evaluate.metrics.off_topic import is_off_topic
 from fledge.evaluate.metrics.refusal import answer_kind
 from fledge.model.loading import load_model
@@ -52,16 +53,28 @@ def test_an_admission_is_no_refusal() -> None:
     assert sum(answer_kind(row["answer"], row["prompt"]) == "admission" for row in labelled) >= 0.85 * len(labelled)
 
 
-@pytest.mark.parametrize(("split", "precision", "recall"), [("development", 0.92, 0.96), ("held_out", 0.87, 0.91)])
+@pytest.mark.parametrize(("split", "precision", "recall"), [("development", 0.94, 0.93), ("held_out", 0.89, 0.93)])
 def test_answers_off_topic_are_told(split: str, precision: float, recall: float) -> None:
     labelled = rows("topics", split)
-    found = [bool(is_off_topic(row["prompt"], row["answer"], row["gain"], row.get("expected"))) for row in labelled]
+    found = [
+        is_off_topic(
+            Answer(
+                prompt=row["prompt"],
+                given=row["answer"],
+                expected=row.get("expected"),
+                gain=row["gain"],
+                gain_over_others=row["gain_over_others"],
+            )
+        )
+        is True
+        for row in labelled
+    ]
     measured = precision_and_recall(found, [row["label"] == "off_topic" for row in labelled])
     assert measured[0] >= precision and measured[1] >= recall
 
 
 def test_without_a_gain_only_an_empty_answer_is_told() -> None:
-    assert is_off_topic("What is a cat?", "  ", None) is True
+    assert is_off_topic(Answer(prompt="What is a cat?", given="  ")) is True
     assert measure_answers(["off_topic"], [Answer(prompt="What is a cat?", given="A dog.")]) == [{}]
 
 
@@ -80,3 +93,19 @@ def test_a_gain_is_the_difference_of_the_log_probabilities_of_transformers(tmp_p
         expected = (log_probability(prompt, answer) - log_probability(empty, answer)) / len(answer)
         assert gain == pytest.approx(expected, abs=1e-4)
     assert found[2] is None and gains(ours, [[1] * 60], [[2] * 60], empty) == [None]
+    for number, over in enumerate(gains_over_others(ours, prompts, answers)[:2]):
+        own, *others = [log_probability(prompt, answers[number]) for prompt in sorted(prompts, key=prompts[number].__ne__)]
+        assert over == pytest.approx((own - max(others)) / len(answers[number]), abs=1e-4)
+
+
+def test_other_prompts_are_different_and_far_from_each_other() -> None:
+    prompts = [[number] for number in range(8)]
+    assert [one[0] for one in other_prompts(prompts)] == [(2,), (4,), (6,)]
+    assert other_prompts([[1], [2], [1], [3]]) == [[(2,), (3,), (2,), (1,)], [(3,), (1,), (3,), (2,)]]
+    assert other_prompts([[1], [1]]) == other_prompts([]) == []
+
+
+def test_an_answer_that_fits_another_prompt_better_is_off_topic() -> None:
+    answer = Answer(prompt="What is a cat?", given="Paris is the capital of France.", gain=0.5)
+    assert is_off_topic(replace(answer, gain_over_others=-1.0)) is True
+    assert is_off_topic(replace(answer, prompt="What is the capital of France?", gain_over_others=1.5)) is False

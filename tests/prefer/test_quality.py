@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fledge.cli import main
 from fledge.errors import FledgeError
+from fledge.evaluate.records import ItemResult, SetResult, write_set_result
 from fledge.prefer.answers import read_answers
 from fledge.prefer.quality import COLUMNS, DIMENSIONS, FORMULA, items_of, read_quality, safe_cell, write_sheet
 from fledge.prefer.quality_person import rate
@@ -204,3 +205,33 @@ def test_ratings_of_other_answers_and_two_files_of_one_rater_are_errors(
     assert main(["rate", "report", sheet, str(tmp_path / "x" / "anna.csv"), *both]) == 2
     assert "two files have the same rater, 'anna'" in capsys.readouterr().err
     assert DIMENSIONS == ("relevance", "accuracy", "fluency", "completeness")
+
+
+def test_answers_of_evaluation_sets_are_rated_and_reported_by_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, word in (("weak", "差"), ("strong", "好")):
+        items = tuple(
+            ItemResult(id=f"{number}", prompt=f"问题{number}？", given="same" if number == 0 else f"{word} {number}")
+            for number in range(PROMPTS)
+        )
+        write_set_result(tmp_path / name, SetResult(name="world", kind="answers", fingerprint="1", metrics={}, items=items))
+    files = [str(tmp_path / "weak" / "world.json"), str(tmp_path / "strong" / "world.items.jsonl")]
+    sheet = tmp_path / "anna.csv"
+    assert main(["rate", "sheet", *files, "--out", str(sheet)]) == 0
+    fill(sheet, lambda row: (5, 5, 5, 5) if "好" in row["answer"] else (2, 2, 2, 2))
+    assert len(rows_of(sheet)) == 2 * PROMPTS - 1
+    capsys.readouterr()
+    assert main(["rate", "report", str(sheet), "--answers", files[0], "--answers", files[1], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    means = {Path(one["model"]).name: one["mean"] for one in told["means"] if one["dimension"] == "accuracy"}
+    assert means["strong"] > 4.5 and means["weak"] == 2
+
+
+def test_a_set_without_answers_and_a_result_named_twice_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, answer in (("pairs", None), ("world", "yes")):
+        items = (ItemResult(id="1", prompt="a", given=answer),)
+        write_set_result(tmp_path, SetResult(name=name, kind=name, fingerprint="1", metrics={}, items=items))
+    out = ["--out", str(tmp_path / "sheet.csv")]
+    assert main(["rate", "sheet", str(tmp_path / "pairs.json"), *out]) == 2
+    assert "no answers that people could rate: it is a set of kind pairs" in capsys.readouterr().err
+    assert main(["rate", "sheet", str(tmp_path / "world.json"), str(tmp_path / "world.items.jsonl"), *out]) == 2
+    assert "named twice" in capsys.readouterr().err

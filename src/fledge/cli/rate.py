@@ -13,7 +13,9 @@ def add_rate(commands: argparse._SubParsersAction) -> None:
     sheet = actions.add_parser("sheet", help="a CSV sheet to fill in", allow_abbrev=False)
     ask = actions.add_parser("ask", help="rate in the terminal", allow_abbrev=False)
     for action, text in ((sheet, "CSV file"), (ask, "file of ratings; an interrupted call goes on")):
-        action.add_argument("answers", type=os.path.expanduser, nargs="+", help="files of `fledge prefer sample`, one a model")
+        action.add_argument(
+            "answers", type=os.path.expanduser, nargs="+", help="files of `fledge prefer sample` or `fledge eval`"
+        )
         action.add_argument("--out", type=os.path.expanduser, required=True, metavar="FILE", help=text)
         action.add_argument("--rater", metavar="NAME", help="name of the rater (default: that of the file)")
         action.add_argument("--seed", type=int, default=0, help="seed of the order of the answers")

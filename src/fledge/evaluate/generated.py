@@ -93,9 +93,9 @@ class GeneratedAnswers:
         """A sentence for the console."""
         skipped = f", {self.skipped:,} rows skipped: their last answer is cut or missing" if self.skipped else ""
         scored = f" and scored by {', '.join(self.metrics)}" if self.metrics else ""
-        twice = "; off_topic reads each answer twice more" if needs_gain(self.metrics) else ""
+        again = "; off_topic reads each answer five times more" if needs_gain(self.metrics) else ""
         return (
-            f"answers are generated to {len(self.questions):,} validation questions at each evaluation{scored}{skipped}{twice}"
+            f"answers are generated to {len(self.questions):,} validation questions at each evaluation{scored}{skipped}{again}"
         )
 
     def score(self, model: LanguageModel) -> dict[str, float]:

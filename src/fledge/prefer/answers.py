@@ -158,7 +158,7 @@ def as_line(asked: PromptAnswers) -> Line:
 def read_answers(paths: Sequence[str]) -> AnswerSet:
     """The answers of files; answers to one prompt are put together. Raises FledgeError for a file that is none, is damaged, or
     has not been finished."""
-    prompts: dict[str, PromptAnswers] = {}
+    found: list[PromptAnswers] = []
     hashes: dict[str, str] = {}
     for path in paths:
         journal = read_journal(Path(path).expanduser(), ANSWERS)
@@ -168,14 +168,22 @@ def read_answers(paths: Sequence[str]) -> AnswerSet:
             raise FledgeError("this file is named twice", where=path)
         hashes[real] = hash_files(journal.path)
         for number, line in enumerate(journal.lines):
-            asked = _damage(partial(_from_line, line, journal.header), journal, number)
-            known = prompts.get(asked.id)
-            if known is not None:
-                reference = asked.prompt.reference if known.prompt.reference is None else known.prompt.reference
-                prompt, answers = replace(known.prompt, reference=reference), merged((*known.answers, *asked.answers))
-                asked = replace(known, prompt=prompt, answers=answers)
+            found.append(_damage(partial(_from_line, line, journal.header), journal, number))
+    return AnswerSet(put_together(found), hashes)
+
+
+def put_together(found: Iterable[PromptAnswers]) -> dict[str, PromptAnswers]:
+    """Prompts by id, each with all different answers to it and the first reference."""
+    prompts: dict[str, PromptAnswers] = {}
+    for asked in found:
+        known = prompts.get(asked.id)
+        if known is None:
             prompts[asked.id] = asked
-    return AnswerSet(prompts, hashes)
+            continue
+        reference = asked.prompt.reference if known.prompt.reference is None else known.prompt.reference
+        prompt, answers = replace(known.prompt, reference=reference), merged((*known.answers, *asked.answers))
+        prompts[asked.id] = replace(known, prompt=prompt, answers=answers)
+    return prompts
 
 
 def _check_finished(journal: Journal) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError
-from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers, answer_id, fraction_of, read_answers
+from fledge.prefer.answers import Answer, AnswerSet, PromptAnswers, answer_id, fraction_of
+from fledge.prefer.evaluated import read_rated
 from fledge.prefer.journal import read_journal
 from fledge.prefer.prompts import shown_turns
 from fledge.prefer.ratings import replayed
@@ -74,7 +75,7 @@ def write_sheet(paths: Sequence[str], out: Path, seed: int, rater: str) -> list[
         raise FledgeError("a sheet is a CSV file", where=str(out), hint=f"name it {out.with_suffix('.csv').name}")
     if out.exists() or out.is_symlink():
         raise FledgeError("this file is there, and may hold ratings", where=str(out), hint="name another one with --out")
-    items = items_of(read_answers(paths), seed, rater)
+    items = items_of(read_rated(paths), seed, rater)
     if not items:
         raise FledgeError("there is no answer to rate", where=", ".join(paths))
     buffer = io.StringIO()

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fledge.errors import FledgeError
-from fledge.prefer.answers import read_answers
 from fledge.prefer.dialogue import Dialogue, show
+from fledge.prefer.evaluated import read_rated
 from fledge.prefer.journal import JournalWriter, Line
 from fledge.prefer.quality import DIMENSIONS, HIGHEST, ITEM, LOWEST, QUALITY, Item, items_of
 from fledge.run import Console
@@ -28,7 +28,7 @@ def rate(
 ) -> list[str]:
     """Ask until all answers are rated or the person quits; each rating is on the disk before the next question. Returns a
     summary in lines. Raises Interrupted for Ctrl-C, and FledgeError if there is no answer."""
-    answers = read_answers(paths)
+    answers = read_rated(paths)
     items = items_of(answers, seed, rater)
     if not items:
         raise FledgeError("there is no answer to rate", where=", ".join(paths))

@@ -14,7 +14,7 @@ from fledge.escaping import escaped_json
 from fledge.evaluate.intervals import Interval, percentiles, resampled_sums
 from fledge.evaluate.statistics import paired_test
 from fledge.prefer.agreement import FEW_PAIRS, FEW_PROMPTS, plain_table
-from fledge.prefer.answers import read_answers
+from fledge.prefer.evaluated import read_rated
 from fledge.prefer.quality import DIMENSIONS, HIGHEST, LOWEST, Item, QualityFile, all_items, read_quality
 from fledge.run.terminal import output_terminal
 
@@ -166,7 +166,7 @@ def report(ratings: Sequence[str], answers: Sequence[str], as_json: bool = False
     """Print means by model, differences of models, and agreement of raters. Raises FledgeError for ratings of answers that are
     in none of the files, and for two files of one rater."""
     files = [read_quality(path) for path in ratings]
-    items = {item.id: item for item in all_items(read_answers(answers))}
+    items = {item.id: item for item in all_items(read_rated(answers))}
     for number, file in enumerate(files):
         if file.rater in [earlier.rater for earlier in files[:number]]:
             raise FledgeError(f"two files have the same rater, '{file.rater}'", where=str(file.path), hint="rename one")

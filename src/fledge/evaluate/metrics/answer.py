@@ -11,7 +11,8 @@ class Answer:
 
     `prompt`: the user's last turn. `expected`: the reference, None where there is none. `finish_reason`: "stop" if the model
     ended the answer. `gain`: mean over the answer's tokens of log p(token | the prompt) − log p(token | an empty prompt) under
-    the model that answered (`likelihood.gains`), in nats; None where it was not computed.
+    the model that answered (`likelihood.gains`), in nats. `gain_over_others`: that mean less the largest that the answer has
+    behind other prompts of its set (`likelihood.gains_over_others`). Both are None where they were not computed.
     """
 
     prompt: str
@@ -19,6 +20,7 @@ class Answer:
     expected: str | None = None
     finish_reason: str | None = None
     gain: float | None = None
+    gain_over_others: float | None = None
 
     @classmethod
     def of(cls, item: ItemResult) -> "Answer":

@@ -1,4 +1,4 @@
-"""How much likelier a prompt makes an answer: log p(answer | prompt) − log p(answer | an empty prompt)."""
+"""How much likelier a prompt makes an answer than no prompt, and than other prompts."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from fledge.evaluate.metrics.answer import Answer
 from fledge.generation import score_tokens
 from fledge.model.protocol import LanguageModel
 from fledge.tokenizer import Message, Tokenizer
+
+OTHERS = 3  # prompts that an answer's own is compared with
 
 
 def empty_prompt(tokenizer: Tokenizer) -> list[int]:
@@ -23,8 +25,13 @@ def with_gains(
     tokens: Sequence[Sequence[int]],
 ) -> list[Answer]:
     """The answers with their gains under the model that gave them; `prompts` and `tokens` as in `gains`."""
-    found = gains(model, prompts, tokens, empty_prompt(tokenizer))
-    return [replace(answer, gain=gain) for answer, gain in zip(answers, found, strict=True)]
+    given = mean_log_probabilities(model, prompts, tokens)
+    over_nothing = _differences(given, mean_log_probabilities(model, [empty_prompt(tokenizer)] * len(tokens), tokens))
+    over_others = gains_over_others(model, prompts, tokens, given)
+    return [
+        replace(answer, gain=gain, gain_over_others=over)
+        for answer, gain, over in zip(answers, over_nothing, over_others, strict=True)
+    ]
 
 
 def gains(
@@ -36,19 +43,58 @@ def gains(
     Prompts, answers and `unconditional` are token ids, answers without their stop token. None for an answer without tokens, and
     where prompt and answer are longer than the model's positions. Raises FledgeError as `score_tokens` does.
     """
+    free = mean_log_probabilities(model, [unconditional] * len(answers), answers)
+    return _differences(mean_log_probabilities(model, prompts, answers), free)
+
+
+def gains_over_others(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    given: Sequence[float | None] | None = None,
+) -> list[float | None]:
+    """For each answer its mean log-probability per token behind its own prompt, less the largest one behind up to three
+    other prompts (`other_prompts`), in nats: below 0 for an answer that fits one of them better.
+
+    `given`: the means behind the own prompts, where they are known. None where all prompts are equal, and as in `gains`.
+    """
+    own = mean_log_probabilities(model, prompts, answers) if given is None else given
+    found: list[float | None] = [None] * len(answers)
+    for others in other_prompts(prompts):
+        compared = _differences(own, mean_log_probabilities(model, others, answers))
+        pairs = zip(found, compared, strict=True)
+        found = [new if old is None or (new is not None and new < old) else old for old, new in pairs]
+    return found
+
+
+def other_prompts(prompts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """Up to three lists with another prompt for each prompt: those a quarter, a half and three quarters of the different
+    prompts behind it. Prompts of one kind often stand side by side and have one answer; these are far from each other."""
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    place = {prompt: number for number, prompt in enumerate(distinct)}
+    count = min(OTHERS, len(distinct) - 1)
+    steps = [number * len(distinct) // (count + 1) for number in range(1, count + 1)]
+    return [[distinct[(place[tuple(prompt)] + step) % len(distinct)] for prompt in prompts] for step in steps]
+
+
+def mean_log_probabilities(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[float | None]:
+    """For each answer the mean over its tokens of log p(token | prompt …), in nats; None as in `gains`."""
     limit = model.max_positions + 1
-    usable = [
-        number
-        for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
-        if answer and max(len(prompt), len(unconditional)) + len(answer) <= limit
-    ]
-    with_prompt = [[*prompts[number], *answers[number]] for number in usable]
-    without = [[*unconditional, *answers[number]] for number in usable]
-    scores = score_tokens(model, with_prompt + without)
+    lengths = [(len(prompt), len(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
+    usable = [number for number, (prompt, answer) in enumerate(lengths) if answer and prompt + answer <= limit]
+    scores = score_tokens(model, [[*prompts[number], *answers[number]] for number in usable])
     result: list[float | None] = [None] * len(answers)
-    for place, number in enumerate(usable):
+    for number, logps in zip(usable, scores, strict=True):
         count = len(answers[number])
-        given, free = scores[place][-count:], scores[place + len(usable)][-count:]
-        difference = (math.fsum(given) - math.fsum(free)) / count
-        result[number] = difference if math.isfinite(difference) else None
+        result[number] = math.fsum(logps[-count:]) / count
     return result
+
+
+def _differences(first: Sequence[float | None], second: Sequence[float | None]) -> list[float | None]:
+    """`first` − `second`; None where one of them is, or is not finite."""
+    return [
+        None if one is None or other is None or not math.isfinite(one - other) else one - other
+        for one, other in zip(first, second, strict=True)
+    ]

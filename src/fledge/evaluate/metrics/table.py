@@ -29,7 +29,7 @@ class AnswerMetric:
     """A metric of answers.
 
     `of_answer`: the value of one, None where the metric does not apply to it. `of_set`: that of all answers to which it
-    applies, at least one, from its name, these answers and their values. `needs_gain`: whether answers must have a `gain`.
+    applies, at least one, from its name, these answers and their values. `needs_gain`: whether answers must have gains.
     `needs_sacrebleu`: whether that library computes it.
     """
 
@@ -166,7 +166,7 @@ METRICS: dict[str, AnswerMetric] = {
         _metric("rouge2", _against_reference(partial(rouge_n, n=2)), _rouge("rouge2")),
         _metric("rouge_l", _against_reference(rouge_l), _rouge("rouge_l")),
         _metric("refusal", lambda answer: answer_kind(answer.given, answer.prompt) == "refusal"),
-        _metric("off_topic", lambda answer: is_off_topic(answer.prompt, answer.given, answer.gain, answer.expected), gain=True),
+        _metric("off_topic", is_off_topic, gain=True),
         _metric("identity_template", lambda answer: is_identity_template(answer.prompt, answer.given)),
         _metric("repetition", lambda answer: repetition(answer.given), _mean),
         _metric("distinct_2", lambda answer: distinct([answer.given], 2), _distinct),
@@ -187,7 +187,7 @@ def check_metrics(names: Collection[str], where: str) -> None:
 
 
 def needs_gain(names: Collection[str]) -> bool:
-    """Whether one of these metrics reads `Answer.gain`."""
+    """Whether one of these metrics reads the gains of an answer."""
     return any(METRICS[name].needs_gain for name in names)
 
 
