@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fledge.cli.evaluation import add_eval
+from fledge.cli.init import add_init
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
 from fledge.cli.prefer_arguments import add_prefer
 from fledge.cli.rate import add_rate
@@ -18,7 +19,8 @@ DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> p
 Start here:
   fledge quickstart                          a bilingual model from nothing, in minutes
   fledge chat runs/quickstart                talk to it
-  fledge train RECIPE.yaml                   your own data, from a recipe (docs/recipes.md)
+  fledge init MY_DATA                        a recipe for your own data, with reasons
+  fledge train RECIPE.yaml                   train as a recipe says (docs/recipes.md)
 """
 MINUTES, SEED = 5.0, 7  # of the quickstart
 ROWS = 4000  # of `data make`
@@ -59,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_quickstart(commands)
+    add_init(commands)
     _add_train(commands)
     _add_data(commands)
     for name, text in (("generate", "answer one prompt, or all of a file"), ("chat", "talk to a model")):

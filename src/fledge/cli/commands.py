@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
 from fledge.cli.evaluation import run_eval
+from fledge.cli.init import run_init
 from fledge.cli.prefer_commands import run_prefer
 from fledge.cli.rate import run_rate
 from fledge.cli.runs_commands import run_runs
@@ -61,6 +62,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         return run_runs(options)
     if options.command == "data":
         _run_data(options, overrides)
+    elif options.command == "init":
+        run_init(options)
     elif options.command == "report":
         _run_report(options)
     elif options.command == "score":

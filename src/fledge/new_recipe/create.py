@@ -1,0 +1,157 @@
+"""What `fledge init` does: it looks at files, chooses sizes, writes the recipe, and says what comes next."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fledge.errors import FledgeError
+from fledge.escaping import escaped
+from fledge.new_recipe.data_files import DataFile, Unused, find_files, look_at
+from fledge.new_recipe.kinds import RULES, compares, form
+from fledge.new_recipe.recipe_text import recipe_text
+from fledge.new_recipe.sizes import Sizes, choose_sizes
+from fledge.recipe import load_recipe
+from fledge.recipe.sections.base import check_name
+from fledge.run import Log
+from fledge.run.text_files import write_text
+
+SHOWN_REASONS = 3
+LARGEST_BATCH = {"cpu": 8, "cuda": 32}
+
+
+def create_recipe(paths: Sequence[str], out: Path, name: str | None, minutes: float, log: Log) -> list[str]:
+    """Write a recipe that trains a new model on files and folders, in about so many minutes on this machine; returns what to
+    tell. Raises FledgeError where nothing can be trained on, and for a file `out` that is there."""
+    if out.exists() or out.is_symlink():
+        raise FledgeError("this file is there", where=str(out), hint="name another one with --out, or remove it")
+    if out.suffix not in (".yaml", ".yml"):
+        raise FledgeError("a recipe is a YAML file", where=str(out), hint=f"name it {out.with_suffix('.yaml').name}")
+    chosen = name or _name_from(out)
+    try:
+        check_name(chosen)
+    except ValueError as error:
+        raise FledgeError(str(error), where="--name") from None
+    files, unused = _look_at_all(paths, log)
+    kinds, more = _by_kind(files, paths)
+    unused += more
+    for one in unused:
+        log(f"not used: {one.path}: {one.reason}")
+    sizes = _sizes(kinds, minutes, log)
+    command = f"fledge train {shlex.quote(str(out))}"
+    text = recipe_text(chosen, kinds, sizes, command, minutes, _account(kinds, unused))
+    write_text(out, text)
+    load_recipe([str(out)])  # what cannot be read back is an error of fledge's own, and is said here rather than later
+    return _next_steps(out, chosen, kinds, sizes, command)
+
+
+def _name_from(out: Path) -> str:
+    try:
+        check_name(out.stem)
+    except ValueError:
+        return "my-model"
+    return out.stem
+
+
+def _look_at_all(paths: Sequence[str], log: Log) -> tuple[list[DataFile], list[Unused]]:
+    """All files that can be used, which are told, and those that cannot."""
+    found, unused = find_files(paths)
+    files: list[DataFile] = []
+    for path in found:
+        seen = look_at(path)
+        if isinstance(seen, Unused):
+            unused.append(seen)
+        else:
+            files.append(seen)
+            for line in _described(seen):
+                log(line)
+    return files, unused
+
+
+def _described(file: DataFile) -> list[str]:
+    about = "more than " if file.scale > 1 else ""
+    share = file.amount.han_share
+    language = f", {share:.0%} of its characters Chinese" if share >= 0.01 else ""
+    first = f"{file.path}: {about}{file.used:,} {RULES[file.kind].what}, {file.amount.characters:,} characters{language}"
+    notes = [*file.notices, *file.reasons]
+    lines = [first + (f" ({'; '.join(notes)})" if notes else "")]
+    left_out = file.left_out.lines()
+    lines += [f"  left out: {line}" for line in left_out[:SHOWN_REASONS]]
+    if len(left_out) > SHOWN_REASONS:
+        lines.append(f"  and {len(left_out) - SHOWN_REASONS:,} more reasons: fledge data account tells all")
+    return lines
+
+
+def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str, list[DataFile]], list[Unused]]:
+    """The files of each kind of stage, in the order in which stages follow each other; and those of kinds that a new model
+    cannot learn from yet, or that need a stage of their own. FledgeError where there is nothing to train on."""
+    found = {kind: those for kind in RULES if (those := [file for file in files if file.kind == kind])}
+    if not found:
+        raise FledgeError(
+            "there is nothing to train on in it",
+            where=", ".join(paths),
+            hint="a row is a text, a question with an answer, a conversation, or a pair of answers: docs/data.md",
+        )
+    if all(compares(kind) for kind in found):
+        raise FledgeError(
+            "these are only comparisons of answers, and a new model cannot answer yet",
+            where=", ".join(paths),
+            hint="name texts or conversations too; or write a recipe with model.path, a model that was fine-tuned",
+        )
+    unused: list[Unused] = []
+    answers = any(form(kind).is_dialogue and not compares(kind) for kind in found)
+    for number, kind in enumerate([kind for kind in found if compares(kind)]):
+        if answers and number == 0:
+            continue
+        why = (
+            "one stage of comparisons is enough: add another by hand"
+            if answers
+            else "no conversations teach the model to answer"
+        )
+        unused += [Unused(file.path, f"{RULES[kind].what}: {why}") for file in found.pop(kind)]
+    return found, unused
+
+
+def _sizes(kinds: dict[str, list[DataFile]], minutes: float, log: Log) -> Sizes:
+    """Sizes for this machine, whose speed is measured."""
+    log("measuring how fast this machine multiplies …")
+    device, flops = _speed()
+    return choose_sizes(kinds, minutes * 60, flops, LARGEST_BATCH[device])
+
+
+def _speed() -> tuple[str, float]:
+    """The device, and FLOP/s of the fastest matrix product on it: in float32, or in bfloat16 where that is faster."""
+    import torch
+
+    from fledge.autotune.benchmark import matmul_peak
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sizes = [(2048, 256, 704), (1024, 1024, 1024)] if device == "cpu" else [(8192, 1024, 4096), (8192, 8192, 8192)]
+    return device, max(matmul_peak(device, dtype, sizes, seconds=0.4) for dtype in (torch.float32, torch.bfloat16))
+
+
+def _account(kinds: dict[str, list[DataFile]], unused: Sequence[Unused]) -> list[str]:
+    """What the recipe says about its data, at its top."""
+    lines = [f"Written by fledge init on {time.strftime('%Y-%m-%d')}, from:"]
+    for kind, files in kinds.items():
+        rows, left_out = sum(file.used for file in files), sum(file.left_out.counts.total() for file in files)
+        missing = f"; {left_out:,} rows cannot be used" if left_out else ""
+        lines.append(f"  {len(files):,} {'file' if len(files) == 1 else 'files'} of {RULES[kind].what}: {rows:,}{missing}")
+    return lines + [escaped(f"  not used: {one.path}: {one.reason}") for one in unused]
+
+
+def _next_steps(out: Path, name: str, kinds: dict[str, list[DataFile]], sizes: Sizes, command: str) -> list[str]:
+    stages = " → ".join(f"{kind} ({RULES[kind].what})" for kind in kinds)
+    model, needed = f"{sizes.parameters / 1e6:.1f}M parameters", _minutes(sizes.seconds)
+    lines = [f"{out}: a model of {model}, {stages}, about {needed} of training here", f"  {command}"]
+    if any(form(kind).is_dialogue for kind in kinds):
+        return [*lines, f"  fledge chat runs/{name}"]
+    return [
+        *lines,
+        f'  fledge generate runs/{name} "…" --raw',
+        "there are no conversations: the model will continue texts, and not answer. Name a file of questions and answers too",
+    ]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{max(1, round(seconds))} seconds"

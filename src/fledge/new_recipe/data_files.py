@@ -1,0 +1,238 @@
+"""Files of data as `fledge init` sees them: what their rows are, how many there are, and how long they are."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fledge.data.formats import FORMATS, kind_for
+from fledge.data.parsing.columns import PLAIN, Row, RowError
+from fledge.data.parsing.detection import detect_item_type
+from fledge.data.parsing.items import Item
+from fledge.data.parsing.left_out import Counts
+from fledge.data.parsing.rows import parse_row
+from fledge.data.reading.records import Record, file_notices, files_of, format_of, records_of, row_location
+from fledge.errors import FledgeError
+from fledge.recipe import Source
+
+DETECTION_ROWS = 50
+MAX_CHARACTERS = 20_000_000  # that are read of one file; what is behind them is estimated
+SHORT_LINE = 60  # characters: lines of a text this short are no documents of their own
+MIN_PARAGRAPHS = 5
+MAIN_COLUMN = 0.5  # share of the characters that the column of a text has
+KNOWN_HAN = 3  # times that a character occurs which a vocabulary should have
+
+
+@dataclass
+class Amount:
+    """Characters of some rows: Chinese ones and others, and how often each Chinese one occurs."""
+
+    other: int = 0
+    han: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def characters(self) -> int:
+        """All of them."""
+        return self.other + self.han.total()
+
+    @property
+    def han_share(self) -> float:
+        """Share of Chinese characters; 0 without any text."""
+        return self.han.total() / self.characters if self.characters else 0.0
+
+    @property
+    def known_han(self) -> int:
+        """Different Chinese characters that occur often enough to be learned."""
+        return sum(count >= KNOWN_HAN for count in self.han.values())
+
+    def add(self, text: str) -> None:
+        """Count the characters of a text."""
+        han = [one for one in text if "\u3400" <= one <= "\u9fff"]
+        self.han.update(han)
+        self.other += len(text) - len(han)
+
+    def update(self, amount: "Amount", scale: float = 1.0) -> None:
+        """Add another amount, `scale` times."""
+        self.other += round(amount.other * scale)
+        for one, count in amount.han.items():
+            self.han[one] += round(count * scale)
+
+
+@dataclass(kw_only=True)
+class DataFile:
+    """A file, and what its rows are.
+
+    `kind`: of the stage that they are for. `source`: the keys of a recipe's source beside `path`, each with its reason in
+    `reasons`. `rows`: all of them; `used` of them can be used, `left_out` says why others cannot. `amount`: characters of the
+    used rows, `lengths`: those of each (han, other). `openings`: the first questions, or beginnings of texts. `scale`: by how
+    much the file is larger than what was read of it, which the counts do not contain."""
+
+    path: Path
+    kind: str
+    source: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    rows: int = 0
+    used: int = 0
+    left_out: Counts = field(default_factory=Counts)
+    amount: Amount = field(default_factory=Amount)
+    lengths: list[tuple[int, int]] = field(default_factory=list)
+    openings: list[str] = field(default_factory=list)
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A file that is not used, and why."""
+
+    path: Path
+    reason: str
+
+
+def find_files(paths: Sequence[str]) -> tuple[list[Path], list[Unused]]:
+    """The files of rows that paths name, and those that cannot be read as rows. A folder stands for all files in it and below
+    it; hidden ones are not looked at. Raises FledgeError for a path at which nothing is."""
+    found: list[Path] = []
+    unused: list[Unused] = []
+    for text in paths:
+        path = Path(text).expanduser()
+        if not path.is_dir():
+            found += files_of(Source(path=text), "FILES")
+            continue
+        for file in _below(path):
+            if format_of(file) is None:
+                unused.append(Unused(file, "no format of rows: they are .jsonl, .json, .csv, .tsv, .txt, .parquet and .arrow"))
+            else:
+                found.append(file)
+    return list(dict.fromkeys(found)), unused
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of those in it, in order, without hidden ones, recipes, and folders of runs."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix in (".yaml", ".yml"):
+            continue
+        if path.is_dir():
+            if not (path / "recipe.yaml").exists():
+                yield from _below(path)
+        elif path.is_file():
+            yield path
+
+
+def look_at(path: Path) -> DataFile | Unused:
+    """What a file holds; Unused where its rows are of no known kind, or none can be used."""
+    try:
+        found = _described(path)
+    except FledgeError as error:
+        return Unused(path, f"{error.what}; {error.hint}" if error.hint else error.what)
+    except RowError as error:
+        return Unused(path, f"{error.reason}: {error.detail}" if error.detail else error.reason)
+    if not found.used:
+        return Unused(path, f"none of its {found.rows:,} rows can be used: {'; '.join(found.left_out.lines())}")
+    return found
+
+
+def _described(path: Path) -> DataFile:
+    file = _of_texts(path) if format_of(path) == ".txt" else _of_columns(path)
+    source = Source.model_validate({"path": str(path), **file.source})
+    file.notices = file_notices(path, source)
+    characters = 0
+    for record in _records(path, source):
+        file.rows += 1
+        item = file.left_out.parsed(record, row_location(str(path), record.number), partial(_item, file.kind, source))
+        if item is None:
+            continue
+        characters += _count(file, item)
+        if characters > MAX_CHARACTERS:
+            file.scale = max(1.0, path.stat().st_size / (file.amount.han.total() * 3 + file.amount.other))
+            break
+    return file
+
+
+def _count(file: DataFile, item: Item) -> int:
+    """Count an item, and return its characters."""
+    row = Amount()
+    for text in item.texts():
+        row.add(text)
+    file.used += 1
+    file.amount.update(row)
+    file.lengths.append((row.han.total(), row.other))
+    if len(file.openings) < DETECTION_ROWS:
+        file.openings.append(item.question)
+    return row.characters
+
+
+def _item(kind: str, source: Source, value: Any) -> Item:
+    return parse_row(value, source, FORMATS[kind].parse)
+
+
+def _records(path: Path, source: Source) -> Iterator[Record]:
+    return (record for _, record in records_of([path], source))
+
+
+# -- what the rows are -----------------------------------------------------------------------------------------------------
+
+
+def _of_texts(path: Path) -> DataFile:
+    """A text file: its lines are documents if they are long, else its paragraphs, else the whole file is one."""
+    lines = [str(one.value) for one in islice(_records(path, Source(path=str(path), documents="line")), 1000)]
+    if not lines or statistics.median(map(len, lines)) >= SHORT_LINE:
+        return DataFile(path=path, kind="pretrain")
+    usual = round(statistics.median(map(len, lines)))
+    paragraphs = list(islice(_records(path, Source(path=str(path), documents="paragraph")), MIN_PARAGRAPHS))
+    if len(paragraphs) >= MIN_PARAGRAPHS:
+        why = f"its lines are short ({usual} characters), and blank lines part it: a paragraph is a document"
+        return DataFile(path=path, kind="pretrain", source={"documents": "paragraph"}, reasons=[why])
+    why = f"its lines are short ({usual} characters), and no blank lines part it: the whole file is one document"
+    return DataFile(path=path, kind="pretrain", source={"documents": "file"}, reasons=[why])
+
+
+def _of_columns(path: Path) -> DataFile:
+    """A file of rows with columns: of the kind that most of its first rows are; else one column may hold its texts."""
+    source = Source(path=str(path))
+    values = [one.value for one in islice(_records(path, source), DETECTION_ROWS) if not one.broken]
+    if not values:
+        raise RowError("none of its first rows can be read")
+    kinds: Counter[str] = Counter()
+    problem: RowError | None = None
+    for value in values:
+        try:
+            kinds[kind_for(detect_item_type(value, source))] += 1
+        except RowError as error:
+            problem = problem or error
+    if kinds:
+        return DataFile(path=path, kind=kinds.most_common(1)[0][0])
+    if (columns := _text_columns(values)) is not None:
+        why = f"no column has a usual name; {columns[-1]} holds most of the text"
+        named = columns[0] if len(columns) == 1 else columns
+        return DataFile(path=path, kind="pretrain", source={"columns": {"text": named}}, reasons=[why])
+    raise problem or RowError("no known column")
+
+
+def _text_columns(values: Sequence[Any]) -> list[str] | None:
+    """The columns that make a document, where one of them holds most of the text: that one, behind short ones that say what it
+    is (a title, an author). None where no column stands out."""
+    sizes: Counter[str] = Counter()
+    for value in values:
+        for name, content in value.items() if isinstance(value, dict) else ():
+            sizes[name] += _size_of(content) if name.strip().casefold() not in PLAIN else 0
+    sizes = +sizes
+    if not sizes:
+        return None
+    main, size = sizes.most_common(1)[0]
+    prose = [Row.of(value, Source(path="data")).get(main) for value in values if isinstance(value, dict)]
+    is_list = any(isinstance(one, list) for one in prose)
+    if size < MAIN_COLUMN * sizes.total() or (len(sizes) == 2 and not is_list):  # two texts may be question and answer
+        return None
+    return [*(name for name in ("title", "标题", "author", "作者") if name in sizes and name != main), main]
+
+
+def _size_of(content: Any) -> int:
+    if isinstance(content, str):
+        return len(content)
+    is_texts = isinstance(content, list) and all(isinstance(one, str) for one in content)
+    return sum(map(len, content)) if is_texts else 0

@@ -1,0 +1,68 @@
+"""The kinds of stages that `fledge init` writes, in one table."""
+
+from dataclasses import dataclass
+
+from fledge.data.formats import FORMATS, ExampleFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindRules:
+    """What `fledge init` knows about a kind of stage. Numbers are chosen by fledge, or found by trial, see decision 063.
+
+    `stage`: its name in a recipe. `what`: its rows, in words. `wanted`: tokens of texts that go on in the next row, rows of others,
+    that are to be seen in training; passes over the data are made until then, from `least_passes` to `most_passes`. `optimizer`
+    and `rate_share`: the share of the learning rate of fresh weights; None leaves the rate to `auto`. `rate_reason`: why. `by_heart`:
+    whether few rows are learned by heart.
+    """
+
+    stage: str
+    what: str
+    wanted: int
+    least_passes: float
+    most_passes: float
+    optimizer: str
+    rate_share: float | None
+    rate_reason: str
+    by_heart: bool = False
+
+
+PAIRS = {
+    "wanted": 1000, "least_passes": 1.0, "most_passes": 3.0, "optimizer": "adamw", "rate_share": 0.05,
+    "rate_reason": "a twentieth of that of new weights: more ruins answers",
+}  # fmt: skip
+RULES: dict[str, KindRules] = {
+    "pretrain": KindRules(
+        stage="pretrain",
+        what="texts",
+        wanted=4_000_000,
+        least_passes=1.0,
+        most_passes=10.0,
+        optimizer="muon",
+        rate_share=None,
+        rate_reason="auto: from width, batch and length; fledge train shows how",
+    ),
+    "sft": KindRules(
+        stage="sft",
+        what="conversations",
+        wanted=8000,
+        least_passes=2.0,
+        most_passes=20.0,
+        optimizer="muon",
+        rate_share=0.6,
+        rate_reason="more teaches faster and forgets more",
+        by_heart=True,
+    ),
+    "preference": KindRules(stage="dpo", what="pairs", **PAIRS),
+    "kto": KindRules(stage="kto", what="labelled answers", **PAIRS),
+}
+"""By kind of stage, in the order of the stages."""
+
+
+def form(kind: str) -> ExampleFormat:
+    """How rows of a kind become examples."""
+    return FORMATS[kind]
+
+
+def compares(kind: str) -> bool:
+    """Whether an example is several answers to compare, which a model must be able to give already."""
+    return len(FORMATS[kind].sequence_names) > 1

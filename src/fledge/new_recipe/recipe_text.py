@@ -1,0 +1,160 @@
+"""The text of a recipe: YAML with the reason for each setting beside it."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fledge.new_recipe.data_files import DataFile
+from fledge.new_recipe.kinds import RULES, form
+from fledge.new_recipe.sizes import Sizes, StageSizes, amount_of
+
+MANY_FILES = 4  # of one folder, kind and form: one line names them all
+SAMPLES, SAMPLE_CHARACTERS = 3, 60
+COMMENT_COLUMN = 52
+
+
+def recipe_text(
+    name: str, kinds: dict[str, list[DataFile]], sizes: Sizes, command: str, minutes: float, notes: Sequence[str]
+) -> str:
+    """The recipe. `kinds`: kind of stage → its files, in the order of the stages. `command`: how to train it."""
+    lines = [
+        f"# {command}",
+        *(f"# {_one_line(line)}" for line in notes),
+        f"# Token numbers are estimates from characters. All keys: docs/recipes.md. Time: aimed at {minutes:g} minutes.",
+        f"name: {_scalar(name)}",
+        "seed: 1",
+    ]
+    lines += ["", *_model(sizes, kinds), "", "stages:"]
+    for kind, files in kinds.items():
+        lines += _stage(kind, files, sizes.stages[kind])
+    return "\n".join([*lines, "", *_samples(kinds), ""])
+
+
+def _commented(text: str, why: str) -> str:
+    return f"{text.ljust(COMMENT_COLUMN)} # {_one_line(why)}"
+
+
+def _one_line(text: str) -> str:
+    """A text as a comment can hold it: what ends a line or is no character of YAML is spelled out."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _model(sizes: Sizes, kinds: dict[str, list[DataFile]]) -> list[str]:
+    model = sizes.model
+    known = amount_of([file for files in kinds.values() for file in files]).known_han
+    pieces = "pieces of words, as many as the data can teach"
+    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    return [
+        "tokenizer:",
+        _commented(
+            f"  vocab_size: {sizes.vocab_size}", f"{known:,} Chinese characters occur often enough" if known else pieces
+        ),
+        "",
+        _commented("model:", f"{sizes.parameters / 1e6:.1f}M parameters: as many as the time and the data allow"),
+        *(f"  {key}: {getattr(model, key)}" for key in shape),
+        _commented(
+            f"  max_position_embeddings: {model.max_position_embeddings}", "a conversation with its answer fits into it"
+        ),
+        "  qk_norm: true",
+    ]
+
+
+def _stage(kind: str, files: Sequence[DataFile], sizes: StageSizes) -> list[str]:
+    rules = RULES[kind]
+    kept = round(sizes.rows * sizes.validation)
+    lines = [
+        f"  {rules.stage}:  # {sizes.rows:,} {rules.what}, about {_short(sizes.tokens)} tokens",
+        *([f"    kind: {kind}"] if rules.stage != kind else []),
+        "    data:",
+        "      train:",
+        *(f"        {line}" for line in _sources(files)),
+        _commented(f"      validation: {sizes.validation:.2g}", f"about {kept:,} {rules.what} are kept to measure with"),
+        _commented(f"      max_seq_len: {sizes.context}", _context_reason(kind, sizes)),
+        _commented(f"    duration: {_number(sizes.passes)} epochs", _passes_reason(kind, sizes)),
+        _commented(f"    batch: {{micro_batch_size: {sizes.micro_batch}}}", f"about {sizes.updates:,} updates"),
+        _commented(f"    optimizer: {_optimizer(kind, sizes)}", rules.rate_reason),
+        "    schedule: {name: cosine, warmup: 5%, min_lr: 10%}",
+        f"    evaluation: {{every_steps: {max(10, sizes.updates // 5)}}}",
+    ]
+    if sizes.learned_by_heart:
+        lines.append(_commented("    select_checkpoint: last", "few rows are learned by heart; best: for new questions"))
+    return lines
+
+
+def _optimizer(kind: str, sizes: StageSizes) -> str:
+    rules = RULES[kind]
+    rate = "auto" if rules.rate_share is None else f"{sizes.learning_rate:g}"
+    return f"{{name: {rules.optimizer}, learning_rate: {rate}}}"
+
+
+def _context_reason(kind: str, sizes: StageSizes) -> str:
+    if form(kind).splits_documents:
+        return "longer texts go on in the next row"
+    if sizes.longer <= 0:
+        return "all of them fit into it"
+    return f"{1 - sizes.longer:.1%} of them fit into it; longer ones are cut" if sizes.longer >= 0.001 else "nearly all fit"
+
+
+def _passes_reason(kind: str, sizes: StageSizes) -> str:
+    if sizes.passes < 1:
+        return "there is more data than time: fledge init --minutes N for more"
+    if form(kind).splits_documents:
+        return "four passes teach nearly as much as new text, ten are the most" if sizes.passes > 1 else "one pass"
+    return "few rows have to be read often" if sizes.passes > 3 else "each row is read a few times"
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------------
+
+
+def _sources(files: Sequence[DataFile]) -> list[str]:
+    """A line of YAML for each file, or for all files of a folder that are alike."""
+    groups: dict[tuple[str, str, str], list[DataFile]] = {}
+    for file in files:
+        key = (str(file.path.parent), file.path.suffix, json.dumps(file.source, ensure_ascii=False, sort_keys=True))
+        groups.setdefault(key, []).append(file)
+    lines = []
+    for (folder, suffix, _), group in groups.items():
+        is_whole = len(group) >= MANY_FILES and len(group) == len(
+            [one for one in Path(folder).iterdir() if one.suffix == suffix]
+        )
+        paths = [os.path.join(folder, f"*{suffix}")] if is_whole else [str(one.path) for one in group]
+        for number, path in enumerate(paths):
+            why = "; ".join(group[number].reasons)
+            lines.append(_source(path, group[number].source) + (f"  # {_one_line(why)}" if why else ""))
+    return lines
+
+
+def _source(path: str, settings: dict[str, Any]) -> str:
+    return f"- {_scalar({'path': path, **settings})}" if settings else f"- {_scalar(path)}"
+
+
+def _samples(kinds: dict[str, list[DataFile]]) -> list[str]:
+    """Prompts and beginnings from the data, which the model is asked to answer and to continue before and after each stage."""
+    asked = [text for kind, files in kinds.items() if form(kind).is_dialogue for file in files for text in file.openings]
+    texts = [text for kind, files in kinds.items() if not form(kind).is_dialogue for file in files for text in file.openings]
+    prompts = [one for one in dict.fromkeys(map(str.strip, asked)) if 0 < len(one) <= SAMPLE_CHARACTERS and "\n" not in one]
+    beginnings = [text.strip().splitlines()[0][:12] for text in texts if text.strip()]
+    lines = ["generation_samples:  # asked before and after each stage, to see what it has learned"]
+    for key, values in (("prompts", prompts), ("texts", beginnings)):
+        if values:
+            lines.append(f"  {key}: {_scalar(list(dict.fromkeys(values))[:SAMPLES])}")
+    return lines if len(lines) > 1 else []
+
+
+def _scalar(value: Any) -> str:
+    """A value on one line of YAML."""
+    is_plain = json.dumps(value, ensure_ascii=False).isprintable()  # others, such as U+0085, would end the line
+    text = yaml.safe_dump(value, allow_unicode=is_plain, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _short(tokens: float) -> str:
+    return f"{tokens / 1e6:.1f}M" if tokens >= 1e6 else f"{tokens / 1e3:.0f}k" if tokens >= 1e4 else f"{tokens:,.0f}"
