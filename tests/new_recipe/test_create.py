@@ -200,9 +200,7 @@ def test_wrong_input_is_told_and_nothing_is_written(tmp_path: Path, capsys: pyte
 
 def test_comparisons_that_nothing_can_learn_from_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts_ = write_rows(tmp_path / "texts.jsonl", *({"text": f"once upon a time there were {n} foxes"} for n in range(50)))
-    chats = write_rows(
-        tmp_path / "chats.jsonl", *({"prompt": f"how many, {n}?", "response": f"{n} of them"} for n in range(50))
-    )
+    chats = write_rows(tmp_path / "chats.jsonl", *({"prompt": f"how many, {n}?", "response": f"{n}"} for n in range(50)))
     pairs = write_rows(tmp_path / "pairs.jsonl", *({"prompt": f"{n}?", "chosen": "b", "rejected": "c"} for n in range(50)))
     labels = write_rows(tmp_path / "labels.jsonl", *({"prompt": f"{n}?", "completion": "b", "label": True} for n in range(50)))
     assert main(["init", str(texts_), str(pairs), "--out", str(tmp_path / "a.yaml")]) == 0

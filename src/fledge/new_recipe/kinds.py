@@ -9,10 +9,10 @@ from fledge.data.formats import FORMATS, ExampleFormat
 class KindRules:
     """What `fledge init` knows about a kind of stage. Numbers are chosen by fledge, or found by trial, see decision 063.
 
-    `stage`: its name in a recipe. `what`: its rows, in words. `wanted`: tokens of texts that go on in the next row, rows of others,
-    that are to be seen in training; passes over the data are made until then, from `least_passes` to `most_passes`. `optimizer`
-    and `rate_share`: the share of the learning rate of fresh weights; None leaves the rate to `auto`. `rate_reason`: why. `by_heart`:
-    whether few rows are learned by heart.
+    `stage`: its name in a recipe. `what`: its rows, in words. `wanted`: tokens of texts that go on in the next row, rows of
+    others, that are to be seen in training; passes over the data are made until then, from `least_passes` to `most_passes`.
+    `optimizer` and `rate_share`: the share of the learning rate of fresh weights; None leaves the rate to `auto`.
+    `rate_reason`: why. `by_heart`: whether few rows are learned by heart.
     """
 
     stage: str
