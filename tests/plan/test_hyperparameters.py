@@ -1,12 +1,14 @@
 """Settings of `auto`: numbers that are given stay, and derived ones follow their rules."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.errors import FledgeError
 from fledge.plan import hyperparameters
-from fledge.plan.hyperparameters import RunSize, resolve, resolve_stage
+from fledge.plan.hyperparameters import RunSize, fine_tuning_rate, resolve, resolve_stage
 from fledge.recipe import load_recipe, recipe_from_dict, to_yaml
 from fledge.recipe.schema import OptimizerConfig, Recipe
 
@@ -108,14 +110,32 @@ def test_minimum_rate_above_the_derived_rate_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("sft", 2e-5), ("preference", 5e-6)])
-def test_fine_tuning_requires_numbers_instead_of_auto(kind: str, rate: float) -> None:
+def test_fine_tuning_has_numbers_and_derives_a_learning_rate_alone(kind: str, rate: float) -> None:
     optimizer = recipe({}, kind=kind).stages["one"].optimizer
     assert optimizer.name == "adamw" and optimizer.learning_rate == rate
-    with pytest.raises(FledgeError, match="learning_rate: auto is available for pretraining only") as caught:
-        recipe({"learning_rate": "auto"}, kind=kind)
-    assert f"write a number (the default of learning_rate is {rate:g})" in str(caught.value)
     with pytest.raises(FledgeError, match=r"the default of betas is \[0.9, 0.95\]; the default of weight_decay is 0.01\)"):
         recipe({"betas": "auto", "weight_decay": "auto"}, kind=kind)
+    stage = recipe({"learning_rate": "auto"}, kind=kind).stages["one"]
+    plain, (why,) = resolve_stage(stage, REFERENCE)
+    share = hyperparameters.FINE_TUNING_SHARES[kind]
+    assert plain.optimizer.learning_rate == pytest.approx(share * hyperparameters.RATES["adamw"])
+    assert f"{share:g} (found by trial for {kind}) × that of fresh weights: lr 0.004" in why
+    wide, (why,) = resolve_stage(stage, replace(REFERENCE, width=2048))
+    assert wide.optimizer.learning_rate == rate and "no model wider than 768 was tried" in why
+
+
+def test_a_derived_rate_of_an_adapter_is_ten_times_as_large() -> None:
+    base = fine_tuning_rate("sft", "adamw", REFERENCE, has_adapter=False)[0]
+    assert fine_tuning_rate("sft", "adamw", REFERENCE, has_adapter=True)[0] == pytest.approx(min(0.02, 10 * base))
+    wide = fine_tuning_rate("sft", "adamw", replace(REFERENCE, width=4096), has_adapter=True)[0]
+    assert wide == pytest.approx(2e-4)
+    untried, why = fine_tuning_rate("preference", "adamw", REFERENCE, has_adapter=True)
+    assert untried == pytest.approx(5e-5) and "no adapter was tried in preference stages" in why
+
+
+def test_a_reward_model_has_no_derived_rate() -> None:
+    with pytest.raises(FledgeError, match="learning_rate: auto is not derived for this kind of stage; write a number"):
+        recipe({"learning_rate": "auto"}, kind="reward")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ class KindRules:
 
     `stage`: its name in a recipe. `what`: its rows, in words. `wanted`: tokens of texts that go on in the next row, rows of
     others, that are to be seen in training; passes over the data are made until then, from `least_passes` to `most_passes`.
-    `optimizer` and `rate_share`: the share of the learning rate of fresh weights; None leaves the rate to `auto`.
-    `rate_reason`: why. `by_heart`: whether few rows are learned by heart.
+    `by_heart`: whether few rows are learned by heart.
     """
 
     stage: str
@@ -21,14 +20,11 @@ class KindRules:
     least_passes: float
     most_passes: float
     optimizer: str
-    rate_share: float | None
-    rate_reason: str
     by_heart: bool = False
 
 
 PAIRS = {
-    "wanted": 1000, "least_passes": 1.0, "most_passes": 3.0, "optimizer": "adamw", "rate_share": 0.05,
-    "rate_reason": "a twentieth of that of new weights: more ruins answers",
+    "wanted": 1000, "least_passes": 1.0, "most_passes": 3.0, "optimizer": "adamw",
 }  # fmt: skip
 RULES: dict[str, KindRules] = {
     "pretrain": KindRules(
@@ -38,8 +34,6 @@ RULES: dict[str, KindRules] = {
         least_passes=1.0,
         most_passes=10.0,
         optimizer="muon",
-        rate_share=None,
-        rate_reason="auto: from width, batch and length; fledge train shows how",
     ),
     "sft": KindRules(
         stage="sft",
@@ -48,8 +42,6 @@ RULES: dict[str, KindRules] = {
         least_passes=2.0,
         most_passes=20.0,
         optimizer="muon",
-        rate_share=0.6,
-        rate_reason="more teaches faster and forgets more",
         by_heart=True,
     ),
     "preference": KindRules(stage="dpo", what="pairs", **PAIRS),

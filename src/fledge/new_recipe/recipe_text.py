@@ -76,19 +76,16 @@ def _stage(kind: str, files: Sequence[DataFile], sizes: StageSizes) -> list[str]
         _commented(f"      max_seq_len: {sizes.context}", _context_reason(kind, sizes)),
         _commented(f"    duration: {_number(sizes.passes)} epochs", _passes_reason(kind, sizes)),
         _commented(f"    batch: {{micro_batch_size: {sizes.micro_batch}}}", f"about {sizes.updates:,} updates"),
-        _commented(f"    optimizer: {_optimizer(kind, sizes)}", rules.rate_reason),
+        _commented(
+            f"    optimizer: {{name: {rules.optimizer}, learning_rate: auto}}",
+            "from width, batch and length",
+        ),
         "    schedule: {name: cosine, warmup: 5%, min_lr: 10%}",
         f"    evaluation: {{every_steps: {max(10, sizes.updates // 5)}}}",
     ]
     if sizes.learned_by_heart:
         lines.append(_commented("    select_checkpoint: last", "few rows are learned by heart; best: for new questions"))
     return lines
-
-
-def _optimizer(kind: str, sizes: StageSizes) -> str:
-    rules = RULES[kind]
-    rate = "auto" if rules.rate_share is None else f"{sizes.learning_rate:g}"
-    return f"{{name: {rules.optimizer}, learning_rate: {rate}}}"
 
 
 def _context_reason(kind: str, sizes: StageSizes) -> str:

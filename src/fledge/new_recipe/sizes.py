@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from fledge.model.cost import parameters, training_flops_per_token
 from fledge.new_recipe.data_files import Amount, DataFile
 from fledge.new_recipe.kinds import RULES, form
-from fledge.plan.hyperparameters import RunSize, derived_rate
 from fledge.recipe.schema import ModelConfig
 
 SHAPES = ((128, 4, 4, 2, 384), (256, 4, 4, 2, 704), (384, 6, 6, 2, 1024), (512, 8, 8, 2, 1408), (768, 12, 12, 4, 2048))
@@ -48,7 +47,6 @@ class StageSizes:
     context: int
     micro_batch: int
     updates: int
-    learning_rate: float
     validation: float
     longer: float
 
@@ -117,7 +115,7 @@ def choose_sizes(kinds: Mapping[str, Sequence[DataFile]], seconds: float, flops:
         count, time = parameters(larger, vocab_size).total, _seconds(measured, larger, vocab_size, flops)
         if shape == SHAPES[0] or (count <= PARAMETERS_PER_TOKEN * seen and (time <= seconds or count <= optimal)):
             model, needed = larger, time
-    stages = {kind: _stage(one, min(1.0, seconds / needed), model, largest_batch) for kind, one in measured.items()}
+    stages = {kind: _stage(one, min(1.0, seconds / needed), largest_batch) for kind, one in measured.items()}
     total = _seconds(stages, model, vocab_size, flops)
     return Sizes(
         vocab_size=vocab_size, model=model, parameters=parameters(model, vocab_size).total, stages=stages, seconds=total
@@ -155,7 +153,6 @@ def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSiz
         context=context,
         micro_batch=1,
         updates=0,
-        learning_rate=0.0,
         validation=min(MOST_VALIDATION, max(0.02, VALIDATION_ROWS / rows)),
         longer=longer,
     )
@@ -166,16 +163,12 @@ def _row_tokens(kind: str, length: tuple[int, int], vocab_size: int) -> float:
     return tokens + 1 if form(kind).splits_documents else tokens / form(kind).sequences_per_example + TURN_TOKENS
 
 
-def _stage(measured: StageSizes, share: float, model: ModelConfig, largest_batch: int) -> StageSizes:
-    """The stage with passes that fit into the time, and a batch and a rate for them."""
+def _stage(measured: StageSizes, share: float, largest_batch: int) -> StageSizes:
+    """The stage with passes that fit into the time, and a batch for them."""
     passes = measured.passes * share
     passes = float(math.floor(passes)) if passes >= 2 else float(f"{passes:.2g}")
     rows = measured.tokens * passes * form(measured.kind).sequences_per_example / measured.context
     batches = [size for size in MICRO_BATCHES if size <= largest_batch]
     batch = next((size for size in batches if rows / size >= WANTED_UPDATES), 1)
     updates = max(1, round(rows / batch))
-    tokens = round(measured.tokens * passes)
-    rules = RULES[measured.kind]
-    size = RunSize(model.hidden_size, batch * measured.context, updates, max(1, tokens))
-    rate = (rules.rate_share or 1.0) * derived_rate(rules.optimizer, size)[0]
-    return replace(measured, passes=passes, micro_batch=batch, updates=updates, learning_rate=float(f"{rate:.1g}"))
+    return replace(measured, passes=passes, micro_batch=batch, updates=updates)

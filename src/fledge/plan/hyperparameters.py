@@ -4,12 +4,15 @@ A reference run, whose settings were found by trial, and rules that transfer the
 Constants that do not come from the cited sources are marked as chosen by fledge.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import log, sqrt
 
 from fledge.errors import FledgeError
 from fledge.plan.lr_schedule import min_lr
 from fledge.recipe.schema import OptimizerConfig, Stage
+from fledge.recipe.sections.engine import ADAPTER_RATE_FACTOR, USUAL_RATES
 
 REFERENCE_WIDTH = 320
 REFERENCE_BATCH = 8192  # tokens
@@ -18,6 +21,9 @@ RATES = {"adamw": 4e-3, "adamw8bit": 4e-3, "muon": 6e-3}  # learning rates of th
 WIDTH_POWERS = {"adamw": 1.0, "adamw8bit": 1.0, "muon": 0.5}
 HORIZON_POWER = 0.32
 MAX_RATE = 0.02  # chosen by fledge
+FINE_TUNING_SHARES = {"sft": 0.6, "preference": 0.1, "kto": 0.1}  # of the rate for fresh weights: by trial, decision 064
+TRIED_WIDTH = 768  # of models that were fine-tuned in these trials, at most
+TRIED_ADAPTERS = ("sft",)  # kinds of stages in which adapters were
 BETA1 = 0.9
 HALF_LIFE = 6_760_000  # tokens: β₂ = 0.95 at batches of half a million (Brown et al. 2020, appendix B)
 MAX_HALF_LIFE_FRACTION = 0.05  # of the run's tokens: chosen by fledge
@@ -90,13 +96,32 @@ def derived_decay(rate: float, run: RunSize) -> tuple[float, str]:
     return decay, why + (f", limited to {MAX_DECAY:g}" if derived > MAX_DECAY else "")
 
 
-def resolve(config: OptimizerConfig, run: RunSize) -> tuple[OptimizerConfig, list[str]]:
-    """The optimizer settings with numbers in place of `auto`, and a sentence for each derived number."""
+def fine_tuning_rate(kind: str, name: str, run: RunSize, has_adapter: bool) -> tuple[float, str]:
+    """The learning rate of a stage of a kind in `FINE_TUNING_SHARES`, and a sentence with the derivation: a share of that of
+    fresh weights, ten times as much for an adapter (decision 064). For what was not tried, the usual rate."""
+    factor = ADAPTER_RATE_FACTOR if has_adapter else 1
+    is_wide = run.width > TRIED_WIDTH
+    if is_wide or (has_adapter and kind not in TRIED_ADAPTERS):
+        rate = USUAL_RATES[kind] * factor
+        wide = f"no model wider than {TRIED_WIDTH} was tried, and this one has {run.width:,}"
+        return rate, f"lr {rate:g}, the usual one: {wide if is_wide else f'no adapter was tried in {kind} stages'}"
+    fresh, why = derived_rate(name, run)
+    share = FINE_TUNING_SHARES[kind]
+    rate = min(MAX_RATE, fresh * share * factor)
+    adapter = f" × {factor} for an adapter" if has_adapter else ""
+    return rate, f"lr {rate:.3g} = {share:g} (found by trial for {kind}){adapter} × that of fresh weights: {why}"
+
+
+def resolve(
+    config: OptimizerConfig, run: RunSize, rate_for: Callable[[str, RunSize], tuple[float, str]] = derived_rate
+) -> tuple[OptimizerConfig, list[str]]:
+    """The optimizer settings with numbers in place of `auto`, and a sentence for each derived number. `rate_for`: the learning
+    rate of an optimizer and a run."""
     values: dict[str, object] = {}
     notes = []
     rate = config.learning_rate
     if rate == "auto":
-        rate, why = derived_rate(config.name, run)
+        rate, why = rate_for(config.name, run)
         values["learning_rate"] = rate
         notes.append(why)
     if config.betas == "auto":
@@ -108,12 +133,19 @@ def resolve(config: OptimizerConfig, run: RunSize) -> tuple[OptimizerConfig, lis
     return config.model_copy(update=values), notes
 
 
+def _rate_of(kind: str, has_adapter: bool, name: str, run: RunSize) -> tuple[float, str]:
+    return fine_tuning_rate(kind, name, run, has_adapter)
+
+
 def resolve_stage(stage: Stage, run: RunSize) -> tuple[Stage, list[str]]:
     """The stage with numbers for learning rate, betas, weight decay and minimum learning rate, and the sentences of `resolve`.
 
     Raises FledgeError if the minimum learning rate is above the learning rate.
     """
-    optimizer, notes = resolve(stage.optimizer, run)
+    rate_for = derived_rate
+    if stage.kind in FINE_TUNING_SHARES:
+        rate_for = partial(_rate_of, stage.kind, stage.adapter is not None)
+    optimizer, notes = resolve(stage.optimizer, run, rate_for)
     rate, _, _ = optimizer.numbers()
     low = min_lr(stage.schedule, rate)
     if low > rate:

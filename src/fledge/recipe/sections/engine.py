@@ -1,6 +1,6 @@
 """Computation and optimization of a stage: runtime, batch, optimizer, schedule, EMA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
@@ -182,6 +182,7 @@ class OptimizerConfig(ConfigModel):
     matrices of the blocks and AdamW for the rest, with one learning rate.
 
     `auto`, the default for pretraining, is derived from width, batch size and length of the run; the plan shows the derivation.
+    In `sft`, `preference` and `kto` stages the learning rate alone may be `auto`.
     """
 
     name: Literal["adamw", "muon", "adamw8bit", "adafactor"] = "adamw"
@@ -237,15 +238,13 @@ def _refuse_unused(value: dict[str, Any], defaults: dict[str, Any]) -> None:
             raise ValueError(f"{key} has no effect with adafactor; leave it out")
 
 
-def _without_auto(defaults: dict[str, Any]) -> Callable[[OptimizerConfig], OptimizerConfig]:
-    """A validator that refuses `auto`; its message names the defaults of the stage kind."""
+def _without_auto(defaults: dict[str, Any], derived: Collection[str] = ()) -> Callable[[OptimizerConfig], OptimizerConfig]:
+    """A validator that refuses `auto` but for the keys that are `derived`; its message names the defaults of the stage kind."""
 
     def check(value: OptimizerConfig) -> OptimizerConfig:
-        if value.automatic:
-            numbers = "; ".join(f"the default of {key} is {_yaml_number(defaults[key])}" for key in value.automatic)
-            raise ValueError(
-                f"{', '.join(value.automatic)}: auto is available for pretraining only; write a number ({numbers})"
-            )
+        if refused := [key for key in value.automatic if key not in derived]:
+            numbers = "; ".join(f"the default of {key} is {_yaml_number(defaults[key])}" for key in refused)
+            raise ValueError(f"{', '.join(refused)}: auto is not derived for this kind of stage; write a number ({numbers})")
         return value
 
     return check
@@ -260,25 +259,24 @@ SFT_OPTIMIZER: dict[str, Any] = {"name": "adamw", "learning_rate": 2e-5, "betas"
 PREFERENCE_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6}
 REWARD_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 2e-5}
 POLICY_OPTIMIZER: dict[str, Any] = {**SFT_OPTIMIZER, "learning_rate": 5e-6, "weight_decay": 0.0}
-ADAPTER_RATE_FACTOR = 10  # an adapter's best learning rate ÷ that of the weights, see decision 048
-ADAPTER_RATES = {  # by kind of stage, where a recipe names no learning rate
-    kind: ADAPTER_RATE_FACTOR * defaults["learning_rate"]
-    for kind, defaults in (
-        ("sft", SFT_OPTIMIZER),
-        ("preference", PREFERENCE_OPTIMIZER),
-        ("kto", PREFERENCE_OPTIMIZER),
-        ("reward", REWARD_OPTIMIZER),
-        ("grpo", POLICY_OPTIMIZER),
-    )
+RATE = ("learning_rate",)  # may be auto in fine-tuning
+USUAL_RATES = {  # by kind of stage, where a recipe names no learning rate
+    "sft": SFT_OPTIMIZER["learning_rate"],
+    "preference": PREFERENCE_OPTIMIZER["learning_rate"],
+    "kto": PREFERENCE_OPTIMIZER["learning_rate"],
+    "reward": REWARD_OPTIMIZER["learning_rate"],
+    "grpo": POLICY_OPTIMIZER["learning_rate"],
 }
+ADAPTER_RATE_FACTOR = 10  # an adapter's best learning rate ÷ that of the weights, see decision 048
+ADAPTER_RATES = {kind: ADAPTER_RATE_FACTOR * rate for kind, rate in USUAL_RATES.items()}
 PretrainOptimizer = Annotated[OptimizerConfig, BeforeValidator(_with_defaults(**PRETRAIN_OPTIMIZER))]
 SftOptimizer = Annotated[
-    OptimizerConfig, BeforeValidator(_with_defaults(**SFT_OPTIMIZER)), AfterValidator(_without_auto(SFT_OPTIMIZER))
+    OptimizerConfig, BeforeValidator(_with_defaults(**SFT_OPTIMIZER)), AfterValidator(_without_auto(SFT_OPTIMIZER, RATE))
 ]
 PreferenceOptimizer = Annotated[
     OptimizerConfig,
     BeforeValidator(_with_defaults(**PREFERENCE_OPTIMIZER)),
-    AfterValidator(_without_auto(PREFERENCE_OPTIMIZER)),
+    AfterValidator(_without_auto(PREFERENCE_OPTIMIZER, RATE)),
 ]
 RewardOptimizer = Annotated[
     OptimizerConfig, BeforeValidator(_with_defaults(**REWARD_OPTIMIZER)), AfterValidator(_without_auto(REWARD_OPTIMIZER))
