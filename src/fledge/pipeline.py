@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from fledge.autotune.autotune import check_device
-from fledge.autotune.compute_config import describe_runtime
+from fledge.autotune.benchmark import fastest_product
+from fledge.autotune.compute_config import chosen_device, describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError, missing_extra
@@ -21,6 +22,8 @@ from fledge.evaluate.sets.in_stage import check_sets, load_stage_sets
 from fledge.monitor.run_logger import show_finding
 from fledge.pinned_prompt_tests import PinnedPromptTests
 from fledge.plan import describe_plan
+from fledge.plan.estimate import minutes_text, training_seconds
+from fledge.plan.memory import estimate, memory_inputs
 from fledge.plan.warnings import PlanError
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
@@ -292,9 +295,9 @@ def check_extras(recipe: Recipe) -> None:
             raise missing_extra("bitsandbytes", "qlora", f"stages.{name}.quantization")
 
 
-def dry_run(recipe: Recipe, console: Console) -> str:
-    """The resolved recipe, then how it would be computed and the plan of every stage, as text that is a recipe; nothing is
-    written. What a person needs stands last, because a terminal shows the end.
+def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
+    """How a recipe would be computed, and the plan of every stage with memory and time; with `full`, behind the recipe with all
+    defaults, as text that is a recipe. Nothing is written. What a person needs stands last, because a terminal shows the end.
 
     Raises FledgeError as a run would before its first step.
     """
@@ -307,17 +310,40 @@ def dry_run(recipe: Recipe, console: Console) -> str:
     preparation = Preparation(recipe, console.log)
     preparation.check_start_models()
     tokenizer = preparation.tokenizer()
-    lines = ["# the recipe with all defaults; the plan is at the end", to_yaml(recipe)]
-    lines += ["# runtime", *(f"#   {line}" for line in describe_runtime(recipe.runtime))]
-    lines.append(f"# tokenizer: {tokenizer.vocab_size:,} tokens")
+    lines = [
+        "runtime",
+        *(f"  {line}" for line in describe_runtime(recipe.runtime)),
+        f"tokenizer: {tokenizer.vocab_size:,} tokens",
+    ]
+    device = chosen_device(recipe.runtime)
+    flops = fastest_product(device)
+    total = 0.0
     for name in recipe.stages:
-        prepared = prepare_stage(preparation, name, tokenizer, console)
-        lines += [f"# {name}", *(f"#   {line}" for line in prepared.data.report.lines())]
-        summary = prepared.data.train.summary()
-        lines.append(f"#   {summary['target_tokens']:,} supervised tokens an epoch, padding {summary['padding_share']:.1%}")
-        lines += [f"#   {describe_plan(prepared.plan)}", *(f"#   {note}" for note in prepared.plan.notes)]
-        if prepared.plan.active_parameters != prepared.plan.parameters:
-            lines.append(f"#   mixture of experts: {prepared.plan.active_parameters / 1e6:.1f}M parameters active per token")
+        prepared, cost = prepare_stage(preparation, name, tokenizer, console), preparation.model_cost(name, tokenizer)
+        seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
+        memory = estimate(
+            memory_inputs(prepared.stage, cost, prepared.data.train, device), recipe.runtime, prepared.plan.micro_batch_size
+        )
+        total += seconds
+        needs = f"a step takes about {memory / 2**30:.1f} GiB of memory; {minutes_text(seconds)} of training"
+        needs += " besides the drawing of answers" if prepared.stage.answers_per_example > 1 else ""
+        lines += [name, *_described(prepared), f"  needs: {needs}"]
         for warning in prepared.warnings:
-            lines += [f"#   warning: {warning.where}: {warning.message}", f"#     → {warning.hint}"]
-    return "\n".join(lines)
+            lines += [f"  warning: {warning.where}: {warning.message}", f"    → {warning.hint}"]
+    speed = f"estimated from matrix products of {flops / 1e9:,.0f} GFLOP/s, measured now"
+    lines.append(f"in all {minutes_text(total)} of training on this {device}, {speed}; compiling and the start are not counted")
+    if not full:
+        return "\n".join([*lines, "--full prints the recipe with all defaults too"])
+    shown = ["# the recipe with all defaults; the plan is at the end", to_yaml(recipe), *(f"# {line}" for line in lines)]
+    return "\n".join(shown)
+
+
+def _described(prepared: PreparedStage) -> list[str]:
+    """The data and the plan of a stage."""
+    plan, summary = prepared.plan, prepared.data.train.summary()
+    lines = [f"  {line}" for line in prepared.data.report.lines()]
+    lines.append(f"  {summary['target_tokens']:,} supervised tokens an epoch, padding {summary['padding_share']:.1%}")
+    lines += [f"  {describe_plan(plan)}", *(f"  {note}" for note in plan.notes)]
+    if plan.active_parameters != plan.parameters:
+        lines.append(f"  mixture of experts: {plan.active_parameters / 1e6:.1f}M parameters active per token")
+    return lines

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_the_stored_recipe_runs_again_to_the_same_weights(finished: Path, tmp_pa
 
 
 def test_dry_run_writes_nothing_and_prints_steps_warmup_and_batch(world: Path, tmp_path: Path) -> None:
-    text = dry_run(tiny_run.recipe(world, tmp_path), QUIET)
+    text = dry_run(tiny_run.recipe(world, tmp_path), QUIET, full=True)
     assert not list(tmp_path.iterdir())
     assert "8 steps" in text and "effective batch 4 rows" in text and "warm-up" in text and "hidden_size: 32" in text
     assert text.index("hidden_size: 32") < text.index("# runtime") < text.index("8 steps, "), "a terminal shows the end"
@@ -129,6 +130,10 @@ def test_dry_run_writes_nothing_and_prints_steps_warmup_and_batch(world: Path, t
     assert load_recipe([str(tmp_path / "printed.yaml")]) == tiny_run.recipe(world, tmp_path), "what is printed is a recipe"
     assert "precision fp32: set in the recipe" in text and "device cpu: no GPU was found" in text
     assert "warning: stages.pretrain.duration: the stage has only 8 updates" in text
+    short = dry_run(tiny_run.recipe(world, tmp_path), QUIET)
+    assert "hidden_size: 32" not in short and "8 steps" in short
+    needs = re.findall(r"needs: a step takes about [\d.]+ GiB of memory; about \d+ seconds of training", short)
+    assert len(needs) == len(STAGES) and "of training on this cpu, estimated from matrix products of" in short
 
 
 def test_what_is_doubtful_is_shown_before_the_error_of_a_plan(

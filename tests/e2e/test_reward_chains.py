@@ -106,7 +106,7 @@ def test_a_reward_model_with_too_few_positions_is_refused_before_anything_is_tra
     assert caught.value.where == f"stages.grpo.rewards.{'model' if named == 'reward' else 'judge'}.model"
     assert "data.max_seq_len: 63" in (caught.value.hint or "")
     grpo["data"]["max_seq_len"] = 63
-    assert "rewards" in dry_run(recipe_from_dict(values), Console(quiet=True))
+    assert "rewards" in dry_run(recipe_from_dict(values), Console(quiet=True), full=True)
 
 
 def test_the_estimate_of_memory_counts_the_reward_models(start: Path, trained: Path, tmp_path: Path) -> None:

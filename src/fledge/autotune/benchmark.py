@@ -183,6 +183,12 @@ def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int,
     return best
 
 
+def fastest_product(device: str) -> float:
+    """FLOP/s of the fastest of a few matrix products in float32 or bfloat16 on a device, measured in about a second."""
+    sizes = [(2048, 256, 704), (1024, 1024, 1024)] if device == "cpu" else [(8192, 1024, 4096), (8192, 8192, 8192)]
+    return max(matmul_peak(device, dtype, sizes, seconds=0.4) for dtype in (torch.float32, torch.bfloat16))
+
+
 # -- attention ----------------------------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         usage="fledge train RECIPE... [options] [--key.of.recipe VALUE]...",
     )
     command.add_argument("recipe", type=os.path.expanduser, nargs="+", help="YAML files; later ones override earlier ones")
-    command.add_argument("--dry-run", action="store_true", help="print the resolved recipe and the plan, and stop")
+    command.add_argument("--dry-run", action="store_true", help="print the plan with memory and time, and stop")
+    command.add_argument("--full", action="store_true", help="with --dry-run: print the recipe with all defaults too")
     command.add_argument(
         "--resume", action="store_true", help="resume an interrupted run (a run of this name is also resumed without it)"
     )

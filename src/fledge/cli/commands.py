@@ -123,7 +123,7 @@ def _run_train(options: argparse.Namespace, overrides: Overrides, argv: list[str
     if options.dry_run:
         from fledge.pipeline import dry_run
 
-        print(escaped(dry_run(recipe, Console(quiet=options.quiet))))
+        print(escaped(dry_run(recipe, Console(quiet=options.quiet), full=options.full)))
         return 0
     if options.cluster is not None:
         return _on_cluster(options, training, Path(recipe.output) / recipe.name / "jobs")
@@ -139,6 +139,8 @@ def _check_process_options(options: argparse.Namespace) -> None:
             raise FledgeError("it must be at least 1", where=f"--{name}")
     if options.restarts is not None and options.restarts < 0:
         raise FledgeError("it cannot be negative", where="--max-restarts")
+    if options.full and not options.dry_run:
+        raise FledgeError("it says what a plan is printed with", where="--full", hint="add --dry-run")
     several = options.processes is not None and options.processes > 1
     if options.restarts is not None and (options.cluster == "slurm" or not (several or options.cluster)):
         hint = "Slurm queues a job again by itself" if options.cluster else "add --processes"

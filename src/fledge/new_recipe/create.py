@@ -11,6 +11,7 @@ from fledge.new_recipe.data_files import DataFile, Unused, find_files, look_at
 from fledge.new_recipe.kinds import RULES, compares, form
 from fledge.new_recipe.recipe_text import recipe_text
 from fledge.new_recipe.sizes import Sizes, choose_sizes
+from fledge.plan.estimate import minutes_text
 from fledge.recipe import load_recipe
 from fledge.recipe.sections.base import check_name
 from fledge.run import Log
@@ -115,19 +116,12 @@ def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str,
 def _sizes(kinds: dict[str, list[DataFile]], minutes: float, log: Log) -> Sizes:
     """Sizes for this machine, whose speed is measured."""
     log("measuring how fast this machine multiplies …")
-    device, flops = _speed()
-    return choose_sizes(kinds, minutes * 60, flops, LARGEST_BATCH[device])
+    from fledge.autotune.benchmark import fastest_product
+    from fledge.autotune.compute_config import chosen_device
+    from fledge.recipe.schema import RuntimeConfig
 
-
-def _speed() -> tuple[str, float]:
-    """The device, and FLOP/s of the fastest matrix product on it: in float32, or in bfloat16 where that is faster."""
-    import torch
-
-    from fledge.autotune.benchmark import matmul_peak
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes = [(2048, 256, 704), (1024, 1024, 1024)] if device == "cpu" else [(8192, 1024, 4096), (8192, 8192, 8192)]
-    return device, max(matmul_peak(device, dtype, sizes, seconds=0.4) for dtype in (torch.float32, torch.bfloat16))
+    device = chosen_device(RuntimeConfig())
+    return choose_sizes(kinds, minutes * 60, fastest_product(device), LARGEST_BATCH[device])
 
 
 def _account(kinds: dict[str, list[DataFile]], unused: Sequence[Unused]) -> list[str]:
@@ -142,8 +136,8 @@ def _account(kinds: dict[str, list[DataFile]], unused: Sequence[Unused]) -> list
 
 def _next_steps(out: Path, name: str, kinds: dict[str, list[DataFile]], sizes: Sizes, command: str) -> list[str]:
     stages = " → ".join(f"{kind} ({RULES[kind].what})" for kind in kinds)
-    model, needed = f"{sizes.parameters / 1e6:.1f}M parameters", _minutes(sizes.seconds)
-    lines = [f"{out}: a model of {model}, {stages}, about {needed} of training here", f"  {command}"]
+    model, needed = f"{sizes.parameters / 1e6:.1f}M parameters", minutes_text(sizes.seconds)
+    lines = [f"{out}: a model of {model}, {stages}, {needed} of training here", f"  {command}"]
     if any(form(kind).is_dialogue for kind in kinds):
         return [*lines, f"  fledge chat runs/{name}"]
     return [
@@ -151,7 +145,3 @@ def _next_steps(out: Path, name: str, kinds: dict[str, list[DataFile]], sizes: S
         f'  fledge generate runs/{name} "…" --raw',
         "there are no conversations: the model will continue texts, and not answer. Name a file of questions and answers too",
     ]
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{max(1, round(seconds))} seconds"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fledge.model.cost import parameters, training_flops_per_token
 from fledge.new_recipe.data_files import Amount, DataFile
 from fledge.new_recipe.kinds import RULES, form
+from fledge.plan.estimate import MFU, OVERHEAD
 from fledge.recipe.schema import ModelConfig
 
 SHAPES = ((128, 4, 4, 2, 384), (256, 4, 4, 2, 704), (384, 6, 6, 2, 1024), (512, 8, 8, 2, 1408), (768, 12, 12, 4, 2048))
@@ -24,8 +25,6 @@ CONTEXTS = (64, 128, 256, 512, 1024, 2048)
 TEXT_CONTEXTS = (256, 512)  # of texts, which go on in the next row: at least and at most
 FITTING = 0.95  # of the rows fit into the context
 TURN_TOKENS = 12  # of the template, for a question and its answer
-MFU = 0.4  # share of the fastest matrix product that training reaches: measured 0.4 to 0.5 on the quickstart's model
-OVERHEAD = 1.1  # evaluations and checkpoints
 TOKENS_PER_PARAMETER = 20  # how a given time is best used (Hoffmann et al. 2022)
 PARAMETERS_PER_TOKEN = 4.0  # seen in training, at most: the quickstart's model has 1.4
 REPEATED = 4.0  # passes that teach nearly as much as new text (Muennighoff et al. 2023)
