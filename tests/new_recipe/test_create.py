@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.cli import main
-from fledge.new_recipe.data_files import Amount, DataFile, Unused, find_files, look_at
+from fledge.new_recipe.data_files import Amount, DataFile, Unused, alike, find_files, look_at, path_of, purpose_of
 from fledge.new_recipe.recipe_text import recipe_text
 from fledge.new_recipe.sizes import SHAPES, VOCABULARIES, choose_sizes, tokens_of, vocabulary_for
 from fledge.recipe import Recipe, load_recipe
@@ -84,6 +84,7 @@ def test_the_files_of_a_folder_are_named_together_where_they_are_alike(tmp_path:
     for number in range(5):
         write_rows(tmp_path / f"{number}.jsonl", *({"text": f"text {number} {row} " * 9} for row in range(9)))
     files = [seen for path in find_files([str(tmp_path)])[0] if isinstance(seen := look_at(path), DataFile)]
+    assert [path_of(group) for group in alike(files)] == [f"{tmp_path}/*.jsonl"]
     sizes = choose_sizes({"pretrain": files}, 60, FLOPS, 8)
     assert f"- {tmp_path}/*.jsonl\n" in recipe_text("a", {"pretrain": files}, sizes, "", 1, [])
 
@@ -134,6 +135,37 @@ def test_rows_of_each_kind_go_to_their_stage(tmp_path: Path) -> None:
         assert isinstance(seen, DataFile)
         found[name] = seen.kind
     assert found == {"text": "pretrain", "sft": "sft", "dpo": "preference", "kto": "kto"}
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose"),
+    [
+        ("my_test_dataset_2k.jsonl", "test"),
+        ("valid.jsonl", "validation"),
+        ("dev-1.jsonl", "validation"),
+        ("验证集.jsonl", "validation"),
+        ("测试.csv", "test"),
+        ("latest.jsonl", "training"),
+        ("protest_songs.txt", "training"),
+        ("train.jsonl", "training"),
+    ],
+)
+def test_the_name_of_a_file_says_what_it_is_for(name: str, purpose: str) -> None:
+    assert purpose_of(Path(name)) == purpose
+
+
+def test_files_that_are_named_for_tests_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("train", "test", "valid")):
+        write_rows(tmp_path / f"{name}.jsonl", *({"prompt": f"{number} {n}?", "response": f"{n}"} for n in range(50)))
+    out = tmp_path / "out.yaml"
+    assert main(["init", str(tmp_path), "--out", str(out)]) == 0
+    assert f"not used: {tmp_path}/test.jsonl: its name says that it is for tests" in capsys.readouterr().err
+    data = stage_of(load_recipe([str(out)]), "sft").data
+    assert [one.path for one in data.train] == [f"{tmp_path}/train.jsonl"]
+    assert [one.path for one in data.validation] == [f"{tmp_path}/valid.jsonl"]
+    assert main(["init", str(tmp_path / "test.jsonl"), "--out", str(tmp_path / "alone.yaml")]) == 0
+    alone = stage_of(load_recipe([str(tmp_path / "alone.yaml")]), "sft").data
+    assert [one.path for one in alone.train] == [f"{tmp_path}/test.jsonl"] and alone.validation == 0.15
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------------

@@ -3,14 +3,15 @@
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
-from fledge.new_recipe.data_files import DataFile, Unused, find_files, look_at
+from fledge.new_recipe.data_files import TEST, TRAINING, DataFile, Unused, alike, find_files, look_at, path_of
 from fledge.new_recipe.kinds import RULES, compares, form
 from fledge.new_recipe.recipe_text import recipe_text
-from fledge.new_recipe.sizes import Sizes, choose_sizes
+from fledge.new_recipe.sizes import Sizes, amount_of, choose_sizes
 from fledge.plan.estimate import minutes_text
 from fledge.recipe import load_recipe
 from fledge.recipe.sections.base import check_name
@@ -58,25 +59,28 @@ def _look_at_all(paths: Sequence[str], log: Log) -> tuple[list[DataFile], list[U
     """All files that can be used, which are told, and those that cannot."""
     found, unused = find_files(paths)
     files: list[DataFile] = []
-    for path in found:
-        seen = look_at(path)
+    for seen in map(look_at, found):
         if isinstance(seen, Unused):
             unused.append(seen)
         else:
             files.append(seen)
-            for line in _described(seen):
-                log(line)
+    for group in alike(files):
+        for line in _described(group):
+            log(line)
     return files, unused
 
 
-def _described(file: DataFile) -> list[str]:
-    about = "more than " if file.scale > 1 else ""
-    share = file.amount.han_share
-    language = f", {share:.0%} of its characters Chinese" if share >= 0.01 else ""
-    first = f"{file.path}: {about}{file.used:,} {RULES[file.kind].what}, {file.amount.characters:,} characters{language}"
-    notes = [*file.notices, *file.reasons]
-    lines = [first + (f" ({'; '.join(notes)})" if notes else "")]
-    left_out = file.left_out.lines()
+def _described(group: Sequence[DataFile]) -> list[str]:
+    """What files that are alike hold, and what of them is left out."""
+    amount = amount_of(group)
+    about = "about " if any(file.scale > 1 for file in group) else ""
+    language = f", {amount.han_share:.0%} of its characters Chinese" if amount.han_share >= 0.01 else ""
+    several = f"{len(group):,} files, " if len(group) > 1 else ""
+    used = sum(round(file.used * file.scale) for file in group)
+    notes = dict.fromkeys(note for file in group for note in (*file.notices, *file.reasons))
+    what = f"{several}{about}{used:,} {RULES[group[0].kind].what}, {amount.characters:,} characters{language}"
+    lines = [f"{path_of(group)}: {what}" + (f" ({'; '.join(notes)})" if notes else "")]
+    left_out = [line for file in group for line in file.left_out.lines()]
     lines += [f"  left out: {line}" for line in left_out[:SHOWN_REASONS]]
     if len(left_out) > SHOWN_REASONS:
         lines.append(f"  and {len(left_out) - SHOWN_REASONS:,} more reasons: fledge data account tells all")
@@ -100,6 +104,9 @@ def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str,
             hint="name texts or conversations too; or write a recipe with model.path, a model that was fine-tuned",
         )
     unused: list[Unused] = []
+    for kind, those in found.items():
+        found[kind], kept = _without_tests(those)
+        unused += kept
     answers = any(form(kind).is_dialogue and not compares(kind) for kind in found)
     for number, kind in enumerate([kind for kind in found if compares(kind)]):
         if answers and number == 0:
@@ -111,6 +118,15 @@ def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str,
         )
         unused += [Unused(file.path, f"{RULES[kind].what}: {why}") for file in found.pop(kind)]
     return found, unused
+
+
+def _without_tests(files: Sequence[DataFile]) -> tuple[list[DataFile], list[Unused]]:
+    """The files to train on and to measure with, and those whose names say that they are for tests. Where no name is left to
+    train on, all are trained on."""
+    if not any(file.purpose == TRAINING for file in files):
+        return [replace(file, purpose=TRAINING) for file in files], []
+    tests = [Unused(file.path, "its name says that it is for tests") for file in files if file.purpose == TEST]
+    return [file for file in files if file.purpose != TEST], tests
 
 
 def _sizes(kinds: dict[str, list[DataFile]], minutes: float, log: Log) -> Sizes:

@@ -1,5 +1,9 @@
 """Files of data as `fledge init` sees them: what their rows are, how many there are, and how long they are."""
 
+import glob
+import json
+import os
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +28,12 @@ MAX_CHARACTERS = 20_000_000  # that are read of one file; what is behind them is
 SHORT_LINE = 60  # characters: lines of a text this short are no documents of their own
 MIN_PARAGRAPHS = 5
 MAIN_COLUMN = 0.5  # share of the characters that the column of a text has
+MANY_FILES = 4  # of one folder, kind and form: one line names them all
+TRAINING, VALIDATION, TEST = "training", "validation", "test"
+PURPOSES = {  # purpose → words in names of files
+    VALIDATION: frozenset({"valid", "validation", "val", "dev", "eval", "验证"}),
+    TEST: frozenset({"test", "测试"}),
+}
 KNOWN_HAN = 3  # times that a character occurs which a vocabulary should have
 
 
@@ -69,7 +79,7 @@ class DataFile:
     `kind`: of the stage that they are for. `source`: the keys of a recipe's source beside `path`, each with its reason in
     `reasons`. `rows`: all of them; `used` of them can be used, `left_out` says why others cannot. `amount`: characters of the
     used rows, `lengths`: those of each (han, other). `openings`: the first questions, or beginnings of texts. `scale`: by how
-    much the file is larger than what was read of it, which the counts do not contain."""
+    much the file is larger than what was read of it, which the counts do not contain. `purpose`: see `purpose_of`."""
 
     path: Path
     kind: str
@@ -83,6 +93,36 @@ class DataFile:
     lengths: list[tuple[int, int]] = field(default_factory=list)
     openings: list[str] = field(default_factory=list)
     scale: float = 1.0
+    purpose: str = TRAINING
+
+
+def purpose_of(path: Path) -> str:
+    """What the name of a file says that it is for: training, validation or test. `my_test_2k.jsonl` is for tests."""
+    parts = set(re.split(r"[^a-z]+", path.name.casefold()))
+    for purpose, words in PURPOSES.items():
+        if parts & words or any(word in path.stem for word in words if not word.isascii()):
+            return purpose
+    return TRAINING
+
+
+def alike(files: Sequence[DataFile]) -> list[list[DataFile]]:
+    """The files in groups of those that one line of a recipe can name: all with an ending in a folder, of one kind, read in one
+    way, if they are many; each other file alone."""
+    groups: dict[tuple[Any, ...], list[DataFile]] = {}
+    for file in files:
+        settings = json.dumps([file.source, file.purpose], ensure_ascii=False, sort_keys=True)
+        groups.setdefault((file.path.parent, file.path.suffix, file.kind, settings), []).append(file)
+    found: list[list[DataFile]] = []
+    for (folder, suffix, *_), group in groups.items():
+        is_whole = len(group) >= MANY_FILES and len(group) == sum(one.suffix == suffix for one in folder.iterdir())
+        found += [group] if is_whole else [[file] for file in group]
+    return found
+
+
+def path_of(group: Sequence[DataFile]) -> str:
+    """The path of a file, or the glob of a group."""
+    first = group[0].path
+    return str(first) if len(group) == 1 else os.path.join(glob.escape(str(first.parent)), f"*{first.suffix}")
 
 
 @dataclass(frozen=True)
@@ -139,7 +179,7 @@ def look_at(path: Path) -> DataFile | Unused:
 def _described(path: Path) -> DataFile:
     file = _of_texts(path) if format_of(path) == ".txt" else _of_columns(path)
     source = Source.model_validate({"path": str(path), **file.source})
-    file.notices = file_notices(path, source)
+    file.notices, file.purpose = file_notices(path, source), purpose_of(path)
     characters = 0
     for record in _records(path, source):
         file.rows += 1

@@ -1,18 +1,15 @@
 """The text of a recipe: YAML with the reason for each setting beside it."""
 
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fledge.new_recipe.data_files import DataFile
+from fledge.new_recipe.data_files import TRAINING, VALIDATION, DataFile, alike, path_of
 from fledge.new_recipe.kinds import RULES, form
 from fledge.new_recipe.sizes import Sizes, StageSizes, amount_of
 
-MANY_FILES = 4  # of one folder, kind and form: one line names them all
 SAMPLES, SAMPLE_CHARACTERS = 3, 60
 COMMENT_COLUMN = 52
 
@@ -65,14 +62,13 @@ def _model(sizes: Sizes, kinds: dict[str, list[DataFile]]) -> list[str]:
 
 def _stage(kind: str, files: Sequence[DataFile], sizes: StageSizes) -> list[str]:
     rules = RULES[kind]
-    kept = round(sizes.rows * sizes.validation)
     lines = [
         f"  {rules.stage}:  # {sizes.rows:,} {rules.what}, about {_short(sizes.tokens)} tokens",
         *([f"    kind: {kind}"] if rules.stage != kind else []),
         "    data:",
         "      train:",
-        *(f"        {line}" for line in _sources(files)),
-        _commented(f"      validation: {sizes.validation:.2g}", f"about {kept:,} {rules.what} are kept to measure with"),
+        *(f"        {line}" for line in _sources([file for file in files if file.purpose == TRAINING])),
+        *_validation(files, sizes),
         _commented(f"      max_seq_len: {sizes.context}", _context_reason(kind, sizes)),
         _commented(f"    duration: {_number(sizes.passes)} epochs", _passes_reason(kind, sizes)),
         _commented(f"    batch: {{micro_batch_size: {sizes.micro_batch}}}", f"about {sizes.updates:,} updates"),
@@ -86,6 +82,15 @@ def _stage(kind: str, files: Sequence[DataFile], sizes: StageSizes) -> list[str]
     if sizes.learned_by_heart:
         lines.append(_commented("    select_checkpoint: last", "few rows are learned by heart; best: for new questions"))
     return lines
+
+
+def _validation(files: Sequence[DataFile], sizes: StageSizes) -> list[str]:
+    """What a stage is measured with: the files that are named for it, else a share of the rows."""
+    if held_out := [file for file in files if file.purpose == VALIDATION]:
+        return ["      validation:  # so are they named", *(f"        {line}" for line in _sources(held_out))]
+    kept = round(sizes.rows * sizes.validation)
+    what = RULES[sizes.kind].what
+    return [_commented(f"      validation: {sizes.validation:.2g}", f"about {kept:,} {what} are kept to measure with")]
 
 
 def _context_reason(kind: str, sizes: StageSizes) -> str:
@@ -109,19 +114,10 @@ def _passes_reason(kind: str, sizes: StageSizes) -> str:
 
 def _sources(files: Sequence[DataFile]) -> list[str]:
     """A line of YAML for each file, or for all files of a folder that are alike."""
-    groups: dict[tuple[str, str, str], list[DataFile]] = {}
-    for file in files:
-        key = (str(file.path.parent), file.path.suffix, json.dumps(file.source, ensure_ascii=False, sort_keys=True))
-        groups.setdefault(key, []).append(file)
     lines = []
-    for (folder, suffix, _), group in groups.items():
-        is_whole = len(group) >= MANY_FILES and len(group) == len(
-            [one for one in Path(folder).iterdir() if one.suffix == suffix]
-        )
-        paths = [os.path.join(folder, f"*{suffix}")] if is_whole else [str(one.path) for one in group]
-        for number, path in enumerate(paths):
-            why = "; ".join(group[number].reasons)
-            lines.append(_source(path, group[number].source) + (f"  # {_one_line(why)}" if why else ""))
+    for group in alike(files):
+        why = "; ".join(group[0].reasons)
+        lines.append(_source(path_of(group), group[0].source) + (f"  # {_one_line(why)}" if why else ""))
     return lines
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fledge.model.cost import parameters, training_flops_per_token
-from fledge.new_recipe.data_files import Amount, DataFile
+from fledge.new_recipe.data_files import TRAINING, Amount, DataFile
 from fledge.new_recipe.kinds import RULES, form
 from fledge.plan.estimate import MFU, OVERHEAD
 from fledge.recipe.schema import ModelConfig
@@ -133,7 +133,8 @@ def _seconds(stages: Mapping[str, StageSizes], model: ModelConfig, vocab_size: i
 
 
 def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSizes:
-    """A stage as its data would have it, before the time is known."""
+    """A stage as its training data would have it, before the time is known."""
+    files = [file for file in files if file.purpose == TRAINING]
     lengths = sorted(_row_tokens(kind, one, vocab_size) for file in files for one in file.lengths)
     rows = sum(round(file.used * file.scale) for file in files)
     tokens = sum(file.scale * sum(_row_tokens(kind, one, vocab_size) for one in file.lengths) for file in files)
