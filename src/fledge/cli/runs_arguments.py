@@ -8,7 +8,7 @@ RUNS = "runs"  # as fledge.runs.read has it, which is not loaded for the help
 
 def add_runs(commands: argparse._SubParsersAction) -> None:
     """Add `fledge runs` with its actions."""
-    command = commands.add_parser("runs", help="list, show and compare runs; the verdict for scripts", allow_abbrev=False)
+    command = commands.add_parser("runs", help="list, show, compare, prune runs; the verdict for scripts", allow_abbrev=False)
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="the runs in a folder", allow_abbrev=False)
     listing.add_argument("folder", type=os.path.expanduser, nargs="?", default=RUNS, help=f"folder of runs (default {RUNS})")
@@ -21,5 +21,8 @@ def add_runs(commands: argparse._SubParsersAction) -> None:
         "verdict", help="the verdict; exit code 0 release, 10 keep training, 11 roll back", allow_abbrev=False
     )
     verdict.add_argument("run", type=os.path.expanduser, help="run, or stage (RUN/STAGE)")
-    for action in (listing, show, compare, verdict):
+    prune = actions.add_parser("prune", help="remove checkpoints that nothing goes on from", allow_abbrev=False)
+    prune.add_argument("run", type=os.path.expanduser, nargs="+", help="runs")
+    prune.add_argument("--yes", action="store_true", help="remove them; without it they are only told")
+    for action in (listing, show, compare, verdict, prune):
         action.add_argument("--json", action="store_true", help="print JSON")

@@ -64,10 +64,21 @@ def _verdict(options: argparse.Namespace) -> int:
     return found.exit_code
 
 
+def _prune(options: argparse.Namespace) -> None:
+    from fledge.runs.prune import prune_runs
+    from fledge.runs.tables import print_pruned
+
+    found = prune_runs(options.run, remove=options.yes)
+    if options.json:
+        stages = [{"stage": str(one.stage), "removed": one.removed, "kept": one.kept, "skipped": one.skipped} for one in found]
+        return _print_json({"removed": options.yes, "bytes": sum(one.bytes for one in found), "stages": stages})
+    print_pruned(found, removed=options.yes)
+
+
 def _print_json(value: Any) -> None:
     from fledge.run.events import nan_to_none
 
     print(escaped_json(json.dumps(nan_to_none(value), ensure_ascii=False, indent=1)))
 
 
-ACTIONS = {"list": _list, "show": _show, "compare": _compare, "verdict": _verdict}
+ACTIONS = {"list": _list, "show": _show, "compare": _compare, "verdict": _verdict, "prune": _prune}

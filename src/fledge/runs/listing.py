@@ -39,7 +39,7 @@ def _listed(path: Path) -> ListedRun:
         return _read(path)
     except FledgeError as error:
         state = f"damaged: {error.what}"
-        return ListedRun(name=path.name, path=str(path), stages={}, state=state, bytes=_size(path), loss=None, verdict=None)
+        return ListedRun(name=path.name, path=str(path), stages={}, state=state, bytes=size_of(path), loss=None, verdict=None)
 
 
 def _read(path: Path) -> ListedRun:
@@ -58,10 +58,12 @@ def _read(path: Path) -> ListedRun:
             verdict = result["verdict"]["decision"]
     unfinished = [name for name in names if results[name] is None]
     state = "finished" if run.summary.exists() and not unfinished else f"at {unfinished[0]}" if unfinished else "between stages"
-    return ListedRun(name=path.name, path=str(path), stages=stages, state=state, bytes=_size(path), loss=loss, verdict=verdict)
+    return ListedRun(
+        name=path.name, path=str(path), stages=stages, state=state, bytes=size_of(path), loss=loss, verdict=verdict
+    )
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
     """Bytes of all files in a folder; those that cannot be read count as none, links as themselves."""
     total = 0
     for folder, _, names in os.walk(path):

@@ -11,6 +11,7 @@ from fledge.report import formatting
 from fledge.run.terminal import Terminal, output_terminal
 from fledge.runs.compare import FORGETTING, Comparison
 from fledge.runs.listing import ListedRun
+from fledge.runs.prune import PrunedStage
 
 SHOWN_METRICS = (
     "loss", "perplexity", "bits_per_byte", "token_accuracy", "reward", "rewards/accuracies", "exact_match", "f1", "bleu",
@@ -33,6 +34,18 @@ def print_list(runs: Sequence[ListedRun]) -> None:
         cells = (run.path, stages, run.state, formatting.size(run.bytes), loss, run.verdict or "")
         table.add_row(*map(Text, cells))
     output_terminal().print(table)
+
+
+def print_pruned(stages: Sequence[PrunedStage], removed: bool) -> None:
+    """Print what is not needed of stages, or was removed."""
+    table = _table(("stage", "removed" if removed else "not needed", "size", "kept"))
+    for one in stages:
+        gone = f"nothing: {one.skipped}" if one.skipped else ", ".join(one.removed) or "nothing"
+        table.add_row(*map(Text, (str(one.stage), gone, formatting.size(one.bytes), ", ".join(one.kept))))
+    output_terminal().print(table)
+    total = sum(one.bytes for one in stages)
+    more = "" if removed or not total else "; nothing was removed: add --yes"
+    output_terminal().print(Text(f"{formatting.size(total)} {'freed' if removed else 'would be freed'}{more}"), soft_wrap=True)
 
 
 def print_shown(shown: Mapping[str, Any], verdicts: Mapping[str, Sequence[str]]) -> None:
