@@ -334,8 +334,8 @@ def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
     lines.append(f"in all {minutes_text(total)} of training on this {device}, {speed}; compiling and the start are not counted")
     if not full:
         return "\n".join([*lines, "--full prints the recipe with all defaults too"])
-    shown = ["# the recipe with all defaults; the plan is at the end", to_yaml(recipe), *(f"# {line}" for line in lines)]
-    return "\n".join(shown)
+    plan = [f"# {line}" for line in "\n".join(lines).splitlines()]  # a name of a file may have several lines
+    return "\n".join(["# the recipe with all defaults; the plan is at the end", to_yaml(recipe), *plan])
 
 
 def _described(prepared: PreparedStage) -> list[str]:

@@ -145,6 +145,9 @@ def test_rows_of_each_kind_go_to_their_stage(tmp_path: Path) -> None:
         ("dev-1.jsonl", "validation"),
         ("验证集.jsonl", "validation"),
         ("测试.csv", "test"),
+        ("tests.jsonl", "test"),
+        ("heldout.jsonl", "validation"),
+        ("unit-test-questions-train.jsonl", "training"),
         ("latest.jsonl", "training"),
         ("protest_songs.txt", "training"),
         ("train.jsonl", "training"),
@@ -166,6 +169,7 @@ def test_files_that_are_named_for_tests_are_kept_apart(tmp_path: Path, capsys: p
     assert main(["init", str(tmp_path / "test.jsonl"), "--out", str(tmp_path / "alone.yaml")]) == 0
     alone = stage_of(load_recipe([str(tmp_path / "alone.yaml")]), "sft").data
     assert [one.path for one in alone.train] == [f"{tmp_path}/test.jsonl"] and alone.validation == 0.15
+    assert "named for test, but trained on" in capsys.readouterr().err
 
 
 # -- sizes -----------------------------------------------------------------------------------------------------------------
@@ -174,7 +178,7 @@ def test_files_that_are_named_for_tests_are_kept_apart(tmp_path: Path, capsys: p
 def texts(rows: int, characters: int = 400) -> DataFile:
     return DataFile(
         path=Path("a.jsonl"), kind="pretrain", rows=rows, used=rows, amount=Amount(other=rows * characters),
-        lengths=[(0, characters)] * min(rows, 1000), scale=max(1.0, rows / 1000),
+        lengths=[(0, characters, 0)] * min(rows, 1000), distinct=set(range(50)), scale=max(1.0, rows / 1000),
     )  # fmt: skip
 
 
@@ -206,6 +210,78 @@ def test_a_vocabulary_has_room_for_the_characters_that_occur() -> None:
     assert amount.known_han == 3000 and vocabulary_for(amount) >= 4096
 
 
+# -- what a hostile folder holds ---------------------------------------------------------------------------------------------
+
+
+def looked_at(*paths: Path) -> tuple[dict[str, DataFile], dict[str, str]]:
+    """The files that are used, and the reasons for those that are not, by name."""
+    found, unused = find_files([str(path) for path in paths])
+    seen = [look_at(path) for path in found]
+    files = {one.path.name: one for one in seen if isinstance(one, DataFile)}
+    return files, {one.path.name: one.reason for one in [*unused, *seen] if isinstance(one, Unused)}
+
+
+def test_copies_loops_and_folders_of_runs_are_looked_at_once_or_not_at_all(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "response": f"{n}"} for n in range(9)]
+    first = write_rows(tmp_path / "a.jsonl", *rows)
+    write_rows(tmp_path / "a (1).jsonl", *rows)
+    (tmp_path / "below").mkdir()
+    write_rows(tmp_path / "below" / "b.jsonl", *rows[:5])
+    (tmp_path / "below" / "loop").symlink_to(tmp_path)
+    (tmp_path / "run").mkdir()
+    write_rows(tmp_path / "run" / "events.jsonl", *rows)
+    (tmp_path / "run" / "recipe.yaml").write_text("name: run\n", encoding="utf-8")
+    files, unused = looked_at(tmp_path, first)
+    assert set(files) == {"a (1).jsonl", "b.jsonl"}
+    assert unused == {"a.jsonl": f"it is the same as {tmp_path}/a (1).jsonl", "run": "it is a run, and no folder of data"}
+
+
+def test_of_few_different_rows_none_is_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["".join(random.Random(number).choices(HAN, k=20)) for number in range(600)]
+    Path("novel.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["init", "novel.txt", "--out", "a.yaml", "--minutes", "1"]) == 0
+    assert stage_of(load_recipe(["a.yaml"]), "pretrain").data.validation == 0
+    assert main(["train", "a.yaml", "--dry-run"]) == 0
+
+
+def test_tools_and_the_longer_answer_count_in_a_length(tmp_path: Path) -> None:
+    tools = json.dumps([{"name": "search", "description": "d" * 900}])
+    with_tools = look_at(write_rows(tmp_path / "tools.jsonl", {"prompt": "a", "response": "b", "tools": tools}))
+    pairs = look_at(write_rows(tmp_path / "pairs.jsonl", {"prompt": "p" * 10, "chosen": "c" * 500, "rejected": "r" * 20}))
+    assert isinstance(with_tools, DataFile) and with_tools.lengths[0][1] > 1400
+    assert isinstance(pairs, DataFile) and pairs.lengths == [(0, 510, 2)]
+
+
+def test_labelled_answers_have_both_labels_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "chats.jsonl", *({"prompt": f"how many, {n}?", "response": f"{n}"} for n in range(60)))
+    rows = [{"prompt": f"{n}?", "completion": f"b {n}", "label": n % 2 == 0} for n in range(60)]
+    write_rows(tmp_path / "kto.jsonl", *rows)
+    assert main(["init", "chats.jsonl", "kto.jsonl", "--out", "a.yaml", "--minutes", "1"]) == 0
+    assert main(["train", "a.yaml", "--dry-run"]) == 0
+    write_rows(tmp_path / "good.jsonl", *(row for row in rows if row["label"]))
+    assert main(["init", "chats.jsonl", "good.jsonl", "--out", "b.yaml", "--minutes", "1"]) == 0
+    assert list(load_recipe(["b.yaml"]).stages) == ["sft"]
+
+
+def test_the_folder_of_a_file_says_what_it_is_for(tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "test", "validation")):
+        (tmp_path / name).mkdir()
+        write_rows(tmp_path / name / "0.jsonl", *({"prompt": f"{number} {n}?", "response": f"{n}"} for n in range(50)))
+    assert main(["init", str(tmp_path), "--out", str(tmp_path / "out.yaml")]) == 0
+    data = stage_of(load_recipe([str(tmp_path / "out.yaml")]), "sft").data
+    assert [one.path for one in data.train] == [f"{tmp_path}/train/0.jsonl"]
+    assert [one.path for one in data.validation] == [f"{tmp_path}/validation/0.jsonl"]
+
+
+def test_why_no_file_can_be_used_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_csv(tmp_path / "a.csv", ["客户说", "我们说"], [["你好吗？", "我很好，谢谢你的关心。"]] * 9)
+    assert main(["init", str(tmp_path), "--out", str(tmp_path / "out.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert "columns: {prompt: 客户说, response: 我们说}" in told and "nothing to train on" in told
+
+
 # -- errors ----------------------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +310,9 @@ def test_comparisons_that_nothing_can_learn_from_are_told(tmp_path: Path, capsys
     texts_ = write_rows(tmp_path / "texts.jsonl", *({"text": f"once upon a time there were {n} foxes"} for n in range(50)))
     chats = write_rows(tmp_path / "chats.jsonl", *({"prompt": f"how many, {n}?", "response": f"{n}"} for n in range(50)))
     pairs = write_rows(tmp_path / "pairs.jsonl", *({"prompt": f"{n}?", "chosen": "b", "rejected": "c"} for n in range(50)))
-    labels = write_rows(tmp_path / "labels.jsonl", *({"prompt": f"{n}?", "completion": "b", "label": True} for n in range(50)))
+    labels = write_rows(
+        tmp_path / "labels.jsonl", *({"prompt": f"{n}?", "completion": "b", "label": n % 2 == 0} for n in range(50))
+    )
     assert main(["init", str(texts_), str(pairs), "--out", str(tmp_path / "a.yaml")]) == 0
     assert f"not used: {pairs}: pairs: no conversations teach" in capsys.readouterr().err
     assert list(load_recipe([str(tmp_path / "a.yaml")]).stages) == ["pretrain"]
@@ -251,7 +329,8 @@ def test_comparisons_that_nothing_can_learn_from_are_told(tmp_path: Path, capsys
 def test_whatever_files_and_rows_are_called_the_recipe_can_be_read(name: str, opening: str) -> None:
     file = DataFile(
         path=Path("data", f"{name}.jsonl"), kind="sft", reasons=[opening], rows=50, used=50, amount=Amount(other=5000),
-        lengths=[(10, 90)] * 50, openings=[opening], source={"columns": {"prompt": name, "response": opening}},
+        lengths=[(10, 90, 2)] * 50, distinct=set(range(50)),
+        openings=[opening], source={"columns": {"prompt": name, "response": opening}},
     )  # fmt: skip
     sizes = choose_sizes({"sft": [file]}, 60, FLOPS, 8)
     text = recipe_text("mine", {"sft": [file]}, sizes, "fledge train mine.yaml", 1, [opening])

@@ -235,3 +235,12 @@ def test_a_set_without_answers_and_a_result_named_twice_are_errors(tmp_path: Pat
     assert "no answers that people could rate: it is a set of kind pairs" in capsys.readouterr().err
     assert main(["rate", "sheet", str(tmp_path / "world.json"), str(tmp_path / "world.items.jsonl"), *out]) == 2
     assert "named twice" in capsys.readouterr().err
+
+
+def test_answers_to_one_last_turn_in_different_conversations_are_rated_apart(tmp_path: Path) -> None:
+    items = tuple(ItemResult(id=f"{n}", prompt="Why?", context=f"user: {n}", given=f"because {n}") for n in range(2))
+    write_set_result(tmp_path, SetResult(name="talk", kind="answers", fingerprint="1", metrics={}, items=items))
+    write_sheet([str(tmp_path / "talk.json")], tmp_path / "sheet.csv", 0, "anna")
+    rows = rows_of(tmp_path / "sheet.csv")
+    assert {row["answer"][-1] for row in rows} == {"0", "1"}
+    assert all(f"user: {row['answer'][-1]}" in row["prompt"] and "user: Why?" in row["prompt"] for row in rows)

@@ -8,6 +8,7 @@ from fledge.errors import FledgeError
 from fledge.escaping import escaped
 
 MINUTES = 10.0  # of training
+LEAST_MINUTES = 0.05
 
 
 def add_init(commands: argparse._SubParsersAction) -> None:
@@ -30,7 +31,7 @@ def run_init(options: argparse.Namespace) -> None:
     from fledge.new_recipe import create_recipe
     from fledge.run import Console
 
-    if not 0 < options.minutes < float("inf"):
-        raise FledgeError("it must be a number above zero", where="--minutes")
+    if not LEAST_MINUTES <= options.minutes < float("inf"):
+        raise FledgeError(f"it must be a number of at least {LEAST_MINUTES:g}", where="--minutes")
     for line in create_recipe(options.files, Path(options.out), options.name, options.minutes, Console().log):
         print(escaped(line))

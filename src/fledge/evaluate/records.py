@@ -51,13 +51,15 @@ class MetricValue:
 class ItemResult:
     """What a model gave for one item of a set.
 
-    `id`: equal in all runs for what is asked and expected (`item_ids`). `group`: "" for none. `expected`, `given`,
+    `id`: equal in all runs for what is asked and expected (`item_ids`). `group`: "" for none. `prompt`: the last turn;
+    `context`: those before it, as a person reads them. `expected`, `given`,
     `finish_reason`: None where nothing is generated or compared. `values`: metric → value of this item, 0.0 or 1.0 where it is
     yes or no. `failures`: sentences about rules that do not hold."""
 
     id: str
     group: str = ""
     prompt: str
+    context: str = ""
     expected: str | None = None
     given: str | None = None
     finish_reason: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
-from fledge.new_recipe.data_files import TEST, TRAINING, DataFile, Unused, alike, find_files, look_at, path_of
+from fledge.new_recipe.data_files import TEST, TRAINING, VALIDATION, DataFile, Unused, alike, find_files, look_at, path_of
 from fledge.new_recipe.kinds import RULES, compares, form
 from fledge.new_recipe.recipe_text import recipe_text
 from fledge.new_recipe.sizes import Sizes, amount_of, choose_sizes
@@ -35,15 +35,21 @@ def create_recipe(paths: Sequence[str], out: Path, name: str | None, minutes: fl
     except ValueError as error:
         raise FledgeError(str(error), where="--name") from None
     files, unused = _look_at_all(paths, log)
-    kinds, more = _by_kind(files, paths)
-    unused += more
     for one in unused:
         log(f"not used: {one.path}: {one.reason}")
+    kinds, more, notes = _by_kind(files, paths)
+    for line in [*(f"not used: {one.path}: {one.reason}" for one in more), *notes]:
+        log(line)
+    unused += more
     sizes = _sizes(kinds, minutes, log)
     command = f"fledge train {shlex.quote(str(out))}"
-    text = recipe_text(chosen, kinds, sizes, command, minutes, _account(kinds, unused))
+    text = recipe_text(chosen, kinds, sizes, command, minutes, [*_account(kinds, unused), *notes])
     write_text(out, text)
-    load_recipe([str(out)])  # what cannot be read back is an error of fledge's own, and is said here rather than later
+    try:
+        load_recipe([str(out)])
+    except FledgeError:  # an error of fledge's own: it is said here, and nothing stays behind
+        out.unlink()
+        raise
     return _next_steps(out, chosen, kinds, sizes, command)
 
 
@@ -59,7 +65,10 @@ def _look_at_all(paths: Sequence[str], log: Log) -> tuple[list[DataFile], list[U
     """All files that can be used, which are told, and those that cannot."""
     found, unused = find_files(paths)
     files: list[DataFile] = []
-    for seen in map(look_at, found):
+    roots = [Path(text).expanduser() for text in paths]
+    for path in found:
+        root = next((root for root in roots if root in path.parents), path.parent)
+        seen = look_at(path, path.relative_to(root).parts[:-1])
         if isinstance(seen, Unused):
             unused.append(seen)
         else:
@@ -87,9 +96,10 @@ def _described(group: Sequence[DataFile]) -> list[str]:
     return lines
 
 
-def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str, list[DataFile]], list[Unused]]:
-    """The files of each kind of stage, in the order in which stages follow each other; and those of kinds that a new model
-    cannot learn from yet, or that need a stage of their own. FledgeError where there is nothing to train on."""
+def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str, list[DataFile]], list[Unused], list[str]]:
+    """The files of each kind of stage, in the order in which stages follow each other; those that are not used: for tests, with
+    one label alone, of kinds that a new model cannot learn from yet or that need a stage of their own; and what else to tell.
+    FledgeError where there is nothing to train on."""
     found = {kind: those for kind in RULES if (those := [file for file in files if file.kind == kind])}
     if not found:
         raise FledgeError(
@@ -104,9 +114,12 @@ def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str,
             hint="name texts or conversations too; or write a recipe with model.path, a model that was fine-tuned",
         )
     unused: list[Unused] = []
-    for kind, those in found.items():
-        found[kind], kept = _without_tests(those)
-        unused += kept
+    notes: list[str] = []
+    for kind, those in list(found.items()):
+        found[kind], kept, told = _without_tests(those)
+        unused, notes = unused + kept, notes + told
+        if len(set().union(*(file.labels for file in those))) == 1:
+            unused += [Unused(file.path, "all its answers have one label, and two are compared") for file in found.pop(kind)]
     answers = any(form(kind).is_dialogue and not compares(kind) for kind in found)
     for number, kind in enumerate([kind for kind in found if compares(kind)]):
         if answers and number == 0:
@@ -117,16 +130,21 @@ def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str,
             else "no conversations teach the model to answer"
         )
         unused += [Unused(file.path, f"{RULES[kind].what}: {why}") for file in found.pop(kind)]
-    return found, unused
+    return found, unused, notes
 
 
-def _without_tests(files: Sequence[DataFile]) -> tuple[list[DataFile], list[Unused]]:
-    """The files to train on and to measure with, and those whose names say that they are for tests. Where no name is left to
-    train on, all are trained on."""
-    if not any(file.purpose == TRAINING for file in files):
-        return [replace(file, purpose=TRAINING) for file in files], []
+def _without_tests(files: Sequence[DataFile]) -> tuple[list[DataFile], list[Unused], list[str]]:
+    """The files to train on and to measure with; those that are for tests by their names; and a sentence where the names leave
+    nothing to train on: then those for validation are trained on, or those for tests where there are no others."""
+    purposes = {file.purpose for file in files}
+    notes: list[str] = []
+    if TRAINING not in purposes:
+        taken = VALIDATION if VALIDATION in purposes else TEST
+        files = [replace(file, purpose=TRAINING) if file.purpose == taken else file for file in files]
+        names = ", ".join(str(file.path) for file in files if file.purpose == TRAINING)
+        notes.append(f"{names}: named for {taken}, but trained on: there are no others of this kind")
     tests = [Unused(file.path, "its name says that it is for tests") for file in files if file.purpose == TEST]
-    return [file for file in files if file.purpose != TEST], tests
+    return [file for file in files if file.purpose != TEST], tests, notes
 
 
 def _sizes(kinds: dict[str, list[DataFile]], minutes: float, log: Log) -> Sizes:

@@ -16,12 +16,14 @@ from typing import Any
 from fledge.data.formats import FORMATS, kind_for
 from fledge.data.parsing.columns import PLAIN, Row, RowError
 from fledge.data.parsing.detection import detect_item_type
-from fledge.data.parsing.items import Item
+from fledge.data.parsing.items import BinaryFeedback, Dialogue, Item, serialize
 from fledge.data.parsing.left_out import Counts
 from fledge.data.parsing.rows import parse_row
 from fledge.data.reading.records import Record, file_notices, files_of, format_of, records_of, row_location
 from fledge.errors import FledgeError
 from fledge.recipe import Source
+from fledge.run.file_hash import hash_files
+from fledge.run.file_kinds import kind_of_folder
 
 DETECTION_ROWS = 50
 MAX_CHARACTERS = 20_000_000  # that are read of one file; what is behind them is estimated
@@ -31,9 +33,12 @@ MAIN_COLUMN = 0.5  # share of the characters that the column of a text has
 MANY_FILES = 4  # of one folder, kind and form: one line names them all
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
 PURPOSES = {  # purpose → words in names of files
-    VALIDATION: frozenset({"valid", "validation", "val", "dev", "eval", "验证"}),
-    TEST: frozenset({"test", "测试"}),
+    VALIDATION: frozenset({"valid", "validation", "val", "dev", "eval", "heldout", "holdout", "验证"}),
+    TEST: frozenset({"test", "testset", "测试", "评测"}),
 }
+HEADS = ("title", "标题", "author", "作者")  # columns that may stand before the text
+PACKED = {".gz": 3.5, ".zst": 3.5, ".bz2": 4.0, ".xz": 4.5, ".parquet": 2.0}  # text that a byte of such files holds, about
+TOOLS_TEXT = 500  # characters that a template writes around tools
 KNOWN_HAN = 3  # times that a character occurs which a vocabulary should have
 
 
@@ -78,7 +83,8 @@ class DataFile:
 
     `kind`: of the stage that they are for. `source`: the keys of a recipe's source beside `path`, each with its reason in
     `reasons`. `rows`: all of them; `used` of them can be used, `left_out` says why others cannot. `amount`: characters of the
-    used rows, `lengths`: those of each (han, other). `openings`: the first questions, or beginnings of texts. `scale`: by how
+    used rows, `lengths`: of the longest sequence of each: Chinese and other characters, and turns. `distinct`: hashes of the
+    rows. `labels`: those that labelled answers have. `openings`: the first questions, or beginnings of texts. `scale`: by how
     much the file is larger than what was read of it, which the counts do not contain. `purpose`: see `purpose_of`."""
 
     path: Path
@@ -90,18 +96,24 @@ class DataFile:
     used: int = 0
     left_out: Counts = field(default_factory=Counts)
     amount: Amount = field(default_factory=Amount)
-    lengths: list[tuple[int, int]] = field(default_factory=list)
+    lengths: list[tuple[int, int, int]] = field(default_factory=list)
+    distinct: set[int] = field(default_factory=set)
+    labels: set[bool] = field(default_factory=set)
     openings: list[str] = field(default_factory=list)
     scale: float = 1.0
     purpose: str = TRAINING
 
 
-def purpose_of(path: Path) -> str:
-    """What the name of a file says that it is for: training, validation or test. `my_test_2k.jsonl` is for tests."""
-    parts = set(re.split(r"[^a-z]+", path.name.casefold()))
-    for purpose, words in PURPOSES.items():
-        if parts & words or any(word in path.stem for word in words if not word.isascii()):
-            return purpose
+def purpose_of(path: Path, folders: Sequence[str] = ()) -> str:
+    """What the name of a file says that it is for: training, validation or test; else the names of the `folders` in which it
+    lies. `my_test_2k.jsonl` is for tests, and `test_train.jsonl` for training."""
+    for name in (path.name, *reversed(folders)):
+        parts = {part.removesuffix("s") for part in re.split(r"[^a-z]+", name.casefold())}
+        if parts & {"train", "training"}:
+            return TRAINING
+        for purpose, words in PURPOSES.items():
+            if parts & words or any(word in name for word in words if not word.isascii()):
+                return purpose
     return TRAINING
 
 
@@ -134,8 +146,8 @@ class Unused:
 
 
 def find_files(paths: Sequence[str]) -> tuple[list[Path], list[Unused]]:
-    """The files of rows that paths name, and those that cannot be read as rows. A folder stands for all files in it and below
-    it; hidden ones are not looked at. Raises FledgeError for a path at which nothing is."""
+    """The files of rows that paths name, and those that cannot be read as rows or are there twice. A folder stands for all
+    files in it and below it; hidden ones are not looked at. Raises FledgeError for a path at which nothing is."""
     found: list[Path] = []
     unused: list[Unused] = []
     for text in paths:
@@ -143,43 +155,78 @@ def find_files(paths: Sequence[str]) -> tuple[list[Path], list[Unused]]:
         if not path.is_dir():
             found += files_of(Source(path=text), "FILES")
             continue
-        for file in _below(path):
+        for file in _below(path, set(), unused):
             if format_of(file) is None:
                 unused.append(Unused(file, "no format of rows: they are .jsonl, .json, .csv, .tsv, .txt, .parquet and .arrow"))
             else:
                 found.append(file)
-    return list(dict.fromkeys(found)), unused
+    return _without_copies(list(dict.fromkeys(found)), unused), unused
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of those in it, in order, without hidden ones, recipes, and folders of runs."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix in (".yaml", ".yml"):
+def _without_copies(files: Sequence[Path], unused: list[Unused]) -> list[Path]:
+    """The files without those that are another one, or have its content; these are added to `unused`."""
+    places: dict[str, Path] = {}
+    contents: dict[tuple[int, str], Path] = {}
+    sizes = Counter(file.stat().st_size for file in files)
+    kept = []
+    for file in files:
+        size, place = file.stat().st_size, os.path.realpath(file)
+        content = (size, hash_files(file)) if sizes[size] > 1 and size else None
+        same = places.get(place) or (contents.get(content) if content else None)
+        if same is not None:
+            unused.append(Unused(file, f"it is the same as {same}"))
             continue
-        if path.is_dir():
-            if not (path / "recipe.yaml").exists():
-                yield from _below(path)
-        elif path.is_file():
-            yield path
+        places[place] = file
+        if content is not None:
+            contents[content] = file
+        kept.append(file)
+    return kept
 
 
-def look_at(path: Path) -> DataFile | Unused:
-    """What a file holds; Unused where its rows are of no known kind, or none can be used."""
+def _below(folder: Path, seen: set[Path], unused: list[Unused]) -> list[Path]:
+    """The files of a folder and of those in it, in order, without hidden ones and recipes. Folders of runs and models, and
+    those that cannot be read, are added to `unused`; each folder is looked at once, whatever links lead to it."""
+    real = folder.resolve()
+    if real in seen:
+        return []
+    seen.add(real)
+    try:
+        is_run = (folder / "recipe.yaml").exists() or (folder / "events.jsonl").exists()
+        if (kind := "a run" if is_run else kind_of_folder(folder)) is not None:
+            unused.append(Unused(folder, f"it is {kind}, and no folder of data"))
+            return []
+        found: list[Path] = []
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.suffix in (".yaml", ".yml"):
+                continue
+            found += _below(path, seen, unused) if path.is_dir() else [path] if path.is_file() else []
+        return found
+    except OSError as error:
+        unused.append(Unused(folder, f"it cannot be read: {error.strerror}"))
+        return []
+
+
+def look_at(path: Path, folders: Sequence[str] = ()) -> DataFile | Unused:
+    """What a file holds; Unused where its rows are of no known kind, or none can be used. `folders`: as in `purpose_of`."""
     try:
         found = _described(path)
+        found.purpose = purpose_of(path, folders)
     except FledgeError as error:
         return Unused(path, f"{error.what}; {error.hint}" if error.hint else error.what)
+    except OSError as error:
+        return Unused(path, f"it cannot be read: {error.strerror}")
     except RowError as error:
         return Unused(path, f"{error.reason}: {error.detail}" if error.detail else error.reason)
     if not found.used:
-        return Unused(path, f"none of its {found.rows:,} rows can be used: {'; '.join(found.left_out.lines())}")
+        why = "; ".join(found.left_out.lines())
+        return Unused(path, f"none of its {found.rows:,} rows can be used: {why}" if why else "it holds no rows")
     return found
 
 
 def _described(path: Path) -> DataFile:
     file = _of_texts(path) if format_of(path) == ".txt" else _of_columns(path)
     source = Source.model_validate({"path": str(path), **file.source})
-    file.notices, file.purpose = file_notices(path, source), purpose_of(path)
+    file.notices = file_notices(path, source)
     characters = 0
     for record in _records(path, source):
         file.rows += 1
@@ -188,22 +235,34 @@ def _described(path: Path) -> DataFile:
             continue
         characters += _count(file, item)
         if characters > MAX_CHARACTERS:
-            file.scale = max(1.0, path.stat().st_size / (file.amount.han.total() * 3 + file.amount.other))
+            read = file.amount.han.total() * 3 + file.amount.other
+            file.scale = max(1.0, PACKED.get(path.suffix.lower(), 1.0) * path.stat().st_size / read)
             break
     return file
 
 
 def _count(file: DataFile, item: Item) -> int:
-    """Count an item, and return its characters."""
-    row = Amount()
+    """Count an item, and return its characters. Its length is that of its longest sequence: of several answers, the longest."""
+    total, longest = Amount(), Amount()
     for text in item.texts():
-        row.add(text)
+        total.add(text)
+    answers = sorted(item.answers, key=len)
+    for text in [*item.texts()[: len(item.texts()) - len(answers)], *answers[-1:]]:
+        longest.add(text)
+    turns = 0
+    if isinstance(item, Dialogue):
+        turns = len(item.turns) + bool(answers)
+        written = [call.name + call.arguments for turn in item.turns for call in turn.tool_calls]
+        longest.other += sum(map(len, written)) + (len(item.tools) + TOOLS_TEXT if item.tools else 0)
     file.used += 1
-    file.amount.update(row)
-    file.lengths.append((row.han.total(), row.other))
+    file.amount.update(total)
+    file.lengths.append((longest.han.total(), longest.other, turns))
+    file.distinct.add(hash(serialize(item)))
+    if isinstance(item, BinaryFeedback):
+        file.labels.add(item.desirable)
     if len(file.openings) < DETECTION_ROWS:
         file.openings.append(item.question)
-    return row.characters
+    return total.characters
 
 
 def _item(kind: str, source: Source, value: Any) -> Item:
@@ -266,9 +325,10 @@ def _text_columns(values: Sequence[Any]) -> list[str] | None:
     main, size = sizes.most_common(1)[0]
     prose = [Row.of(value, Source(path="data")).get(main) for value in values if isinstance(value, dict)]
     is_list = any(isinstance(one, list) for one in prose)
-    if size < MAIN_COLUMN * sizes.total() or (len(sizes) == 2 and not is_list):  # two texts may be question and answer
+    heads = [name for name in HEADS if name in sizes and name != main]
+    if size < MAIN_COLUMN * sizes.total() or (len(sizes) - len(heads) == 2 and not is_list):  # perhaps question and answer
         return None
-    return [*(name for name in ("title", "标题", "author", "作者") if name in sizes and name != main), main]
+    return [*heads, main]
 
 
 def _size_of(content: Any) -> int:

@@ -88,6 +88,8 @@ def _validation(files: Sequence[DataFile], sizes: StageSizes) -> list[str]:
     """What a stage is measured with: the files that are named for it, else a share of the rows."""
     if held_out := [file for file in files if file.purpose == VALIDATION]:
         return ["      validation:  # so are they named", *(f"        {line}" for line in _sources(held_out))]
+    if not sizes.validation:
+        return [_commented("      validation: 0", "there are too few different rows to keep some apart")]
     kept = round(sizes.rows * sizes.validation)
     what = RULES[sizes.kind].what
     return [_commented(f"      validation: {sizes.validation:.2g}", f"about {kept:,} {what} are kept to measure with")]
@@ -98,7 +100,11 @@ def _context_reason(kind: str, sizes: StageSizes) -> str:
         return "longer texts go on in the next row"
     if sizes.longer <= 0:
         return "all of them fit into it"
-    return f"{1 - sizes.longer:.1%} of them fit into it; longer ones are cut" if sizes.longer >= 0.001 else "nearly all fit"
+    return (
+        f"{1 - sizes.longer:.1%} of them fit into it; longer ones are cut or left out"
+        if sizes.longer >= 0.001
+        else "nearly all fit"
+    )
 
 
 def _passes_reason(kind: str, sizes: StageSizes) -> str:
@@ -146,7 +152,7 @@ def _scalar(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return f"{value:.10f}".rstrip("0").rstrip(".")
 
 
 def _short(tokens: float) -> str:

@@ -24,13 +24,14 @@ OTHER_PER_TOKEN = {1024: 2.2, 2048: 2.6, 4096: 3.0, 6400: 3.3, 8192: 3.4, 16_384
 CONTEXTS = (64, 128, 256, 512, 1024, 2048)
 TEXT_CONTEXTS = (256, 512)  # of texts, which go on in the next row: at least and at most
 FITTING = 0.95  # of the rows fit into the context
-TURN_TOKENS = 12  # of the template, for a question and its answer
+TURN_TOKENS = 6  # of the template, for a turn
 TOKENS_PER_PARAMETER = 20  # how a given time is best used (Hoffmann et al. 2022)
 PARAMETERS_PER_TOKEN = 4.0  # seen in training, at most: the quickstart's model has 1.4
 REPEATED = 4.0  # passes that teach nearly as much as new text (Muennighoff et al. 2023)
 FEW_ROWS = 2000
 MICRO_BATCHES = (32, 16, 8, 4, 2, 1)
 WANTED_UPDATES = 300
+FEWEST_TO_DIVIDE = 5  # different rows: of fewer, none is kept to measure with
 VALIDATION_ROWS, MOST_VALIDATION = 40, 0.15
 
 
@@ -135,9 +136,10 @@ def _seconds(stages: Mapping[str, StageSizes], model: ModelConfig, vocab_size: i
 def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSizes:
     """A stage as its training data would have it, before the time is known."""
     files = [file for file in files if file.purpose == TRAINING]
-    lengths = sorted(_row_tokens(kind, one, vocab_size) for file in files for one in file.lengths)
-    rows = sum(round(file.used * file.scale) for file in files)
-    tokens = sum(file.scale * sum(_row_tokens(kind, one, vocab_size) for one in file.lengths) for file in files)
+    each = [(file.scale, _row_tokens(kind, one, vocab_size)) for file in files for one in file.lengths]
+    lengths = sorted(length for _, length in each)
+    rows, sequences = sum(round(file.used * file.scale) for file in files), form(kind).sequences_per_example
+    tokens = sequences * sum(scale * length for scale, length in each)
     fitting = lengths[min(len(lengths) - 1, int(FITTING * len(lengths)))]
     context = next((size for size in CONTEXTS[1:] if size >= fitting), CONTEXTS[-1])
     goes_on, rules = form(kind).splits_documents, RULES[kind]
@@ -145,6 +147,8 @@ def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSiz
         context = min(max(context, TEXT_CONTEXTS[0]), TEXT_CONTEXTS[1])
     longer = 0.0 if goes_on else sum(one > context for one in lengths) / len(lengths)
     passes = min(rules.most_passes, max(rules.least_passes, rules.wanted / (tokens if goes_on else rows)))
+    distinct = len(set().union(*(file.distinct for file in files)))
+    share = min(MOST_VALIDATION, max(0.02, VALIDATION_ROWS / rows))
     return StageSizes(
         kind=kind,
         tokens=tokens,
@@ -153,22 +157,26 @@ def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSiz
         context=context,
         micro_batch=1,
         updates=0,
-        validation=min(MOST_VALIDATION, max(0.02, VALIDATION_ROWS / rows)),
+        validation=share if distinct >= FEWEST_TO_DIVIDE else 0.0,
         longer=longer,
     )
 
 
-def _row_tokens(kind: str, length: tuple[int, int], vocab_size: int) -> float:
-    tokens = tokens_of(*length, vocab_size)
-    return tokens + 1 if form(kind).splits_documents else tokens / form(kind).sequences_per_example + TURN_TOKENS
+def _row_tokens(kind: str, length: tuple[int, int, int], vocab_size: int) -> float:
+    """The tokens of a sequence, about."""
+    han, other, turns = length
+    return tokens_of(han, other, vocab_size) + (1 if form(kind).splits_documents else TURN_TOKENS * turns)
 
 
 def _stage(measured: StageSizes, share: float, largest_batch: int) -> StageSizes:
     """The stage with passes that fit into the time, and a batch for them."""
     passes = measured.passes * share
     passes = float(math.floor(passes)) if passes >= 2 else float(f"{passes:.2g}")
-    rows = measured.tokens * passes * form(measured.kind).sequences_per_example / measured.context
-    batches = [size for size in MICRO_BATCHES if size <= largest_batch]
-    batch = next((size for size in batches if rows / size >= WANTED_UPDATES), 1)
+    rows, least = (
+        measured.tokens * passes / form(measured.kind).packed_length(measured.context),
+        RULES[measured.kind].least_batch,
+    )
+    batches = [size for size in MICRO_BATCHES if least <= size <= largest_batch]
+    batch = next((size for size in batches if rows / size >= WANTED_UPDATES), least)
     updates = max(1, round(rows / batch))
     return replace(measured, passes=passes, micro_batch=batch, updates=updates)

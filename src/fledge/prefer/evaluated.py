@@ -50,7 +50,10 @@ def _read_result(summary: Path) -> list[PromptAnswers]:
 
 
 def _as_answers(item: ItemResult, where: str, model: str) -> PromptAnswers:
-    given, prompt = (item.given or "").strip(), Prompt((Message("user", item.prompt),), None, reference=item.expected)
+    given, turns = (item.given or "").strip(), (Message("user", item.prompt),)
+    if item.context:  # the turns before the question, as one that only raters read
+        turns = (Message("system", f"before this:\n{item.context}"), *turns)
+    prompt = Prompt(turns, None, reference=item.expected)
     reason = "stop" if item.finish_reason == "stop" else CUT
     answer = Answer(text=given, tokens=(), finish_reason=reason, draws=(Draw(model, "", 0, 0.0),))
     return PromptAnswers(id=prompt_id(prompt), prompt=prompt, rendered=item.prompt, where=where, answers=(answer,))

@@ -26,6 +26,7 @@ COLUMNS = (ITEM, "prompt", "answer", *DIMENSIONS, COMMENT)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What a spreadsheet may take for the beginning of a formula."""
 MAX_CELL = 32_000  # characters that a cell of Excel holds
+MAX_FIELD = 2**17  # characters of a cell that is read: more is a quotation mark that is never closed
 ENCODINGS = ("utf-8-sig", "gb18030")  # of a sheet that a spreadsheet has saved; with a byte order mark also UTF-16
 Scores = tuple[int, int, int, int]
 
@@ -133,12 +134,15 @@ def _are_scores(value: Any) -> bool:
 def _csv_rows(text: str, delimiter: str, file: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV text with the number of their last line. Raises FledgeError where it is damaged."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    limit = csv.field_size_limit(MAX_FIELD)  # it is that of the process, and readers of data raise it
     try:
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
         hint = "look for a quotation mark that is never closed, and save it again as CSV"
         raise FledgeError(f"damaged CSV: {error}", where=f"{file}:{reader.line_num}", hint=hint) from None
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_sheet(file: Path) -> QualityFile:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.checkpoint.find import DAMAGED, REMOVED, REPLACED, WRITING
+from fledge.checkpoint.find import DAMAGED, REMOVED, REPLACED, WRITING, step_name
 from fledge.errors import FledgeError
 from fledge.run import RunDirectory, StageDirectory, exclusive_lock
 from fledge.run.directory import checkpoint_paths
@@ -35,10 +35,10 @@ class PrunedStage:
 def prune_runs(names: Sequence[str], remove: bool) -> list[PrunedStage]:
     """What is not needed of the checkpoints of runs; with `remove` it is gone afterwards.
 
-    Of a finished stage the model that goes on, the last and the best checkpoint stay, so that a report, a chat and a longer
-    training find what they need; those between them, the first one, damaged ones and remains of killed processes go. Stages
-    that are not finished stay as they are. Raises FledgeError for what is no run, before anything is removed, and for a run
-    that another process writes."""
+    Of a finished stage the model that goes on, the first, the last and the best checkpoint stay, so that a report, a chat, a
+    longer training and a way back find what they need; those between them, damaged ones and remains of killed processes go.
+    Stages that are not finished stay as they are, and so do those whose links `last` and `best` are gone. Raises FledgeError
+    for what is no run, before anything is removed, and for a run that another process writes."""
     runs = []
     for name in names:
         subject = find_subject(name)
@@ -60,10 +60,12 @@ def _of_stage(directory: StageDirectory) -> PrunedStage:
     steps = [path.name for path in checkpoint_paths(folder)]
     if result is None:
         return PrunedStage(stage=directory.root, removed={}, kept=steps, skipped="it is not finished")
+    named = {step_name(step) for step in (0, result.get("step"), result.get("best_step")) if step is not None}
     needed = {(directory.root / result["model"]).resolve()} | {(folder / name).resolve() for name in LINKS}
-    kept = [name for name in steps if any(_is_inside(one, folder / name) for one in needed)]
-    if not kept and steps:  # a folder that was changed by hand
-        return PrunedStage(stage=directory.root, removed={}, kept=steps, skipped="no last and no best checkpoint")
+    kept = [name for name in steps if name in named or any(_is_inside(one, folder / name) for one in needed)]
+    if broken := [name for name in LINKS if not (folder / name).is_symlink() or not (folder / name).exists()]:
+        why = f"checkpoints/{broken[0]} is no link to a checkpoint: the folder was copied or changed"
+        return PrunedStage(stage=directory.root, removed={}, kept=steps, skipped=why)
     others = sorted(path.name for prefix in (DAMAGED, WRITING, REPLACED, REMOVED) for path in folder.glob(f"{prefix}*"))
     gone = [*(name for name in steps if name not in kept), *others]
     return PrunedStage(stage=directory.root, removed={name: size_of(folder / name) for name in gone}, kept=kept)

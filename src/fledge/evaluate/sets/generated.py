@@ -29,7 +29,7 @@ from fledge.evaluate.sets.questions import ScoredQuestion, read_questions
 from fledge.evaluate.sets.rows import filled, group_of, spread, text_of
 from fledge.recipe import Source
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
-from fledge.tokenizer import Tokenizer
+from fledge.tokenizer import Message, Tokenizer
 
 OF_ALL_ANSWERS = (
     "refusal",
@@ -82,6 +82,11 @@ class GeneratedSet(EvaluationSet):
         return own | measure_set(self.metrics, [Answer.of(item) for item in items], [item.values for item in items])
 
 
+def _read_turns(turns: Sequence[Message]) -> str:
+    """Turns as a person reads them."""
+    return "\n".join(f"{turn.role}: {turn.full_content}" for turn in turns)
+
+
 # -- answers -----------------------------------------------------------------------------------------------------------------
 
 
@@ -117,6 +122,7 @@ class AnswersSet(GeneratedSet):
             id=self.ids[number],
             group=question.group,
             prompt=question.question,
+            context=_read_turns(question.conversation.messages[:-2]),
             expected=question.expected,
             given=answer.text,
             finish_reason=answer.finish_reason,
@@ -155,6 +161,7 @@ class PromptSet(GeneratedSet):
             id=self.ids[number],
             group=case.dimension,
             prompt=case.conversation()[-1].content,
+            context=_read_turns(case.conversation()[:-1]),
             expected=case.expect.reference[0] if case.expect.reference else None,
             given=answer.text,
             finish_reason=answer.finish_reason,
