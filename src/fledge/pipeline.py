@@ -12,7 +12,7 @@ from fledge.autotune.benchmark import fastest_product
 from fledge.autotune.compute_config import chosen_device, describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
-from fledge.errors import FledgeError, missing_extra
+from fledge.errors import FledgeError, first_line, missing_extra
 from fledge.evaluate.bleu import import_sacrebleu
 from fledge.evaluate.metrics import needs_sacrebleu
 from fledge.evaluate.prompt_tests import check_cases, load_cases
@@ -316,26 +316,40 @@ def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
         f"tokenizer: {tokenizer.vocab_size:,} tokens",
     ]
     device = chosen_device(recipe.runtime)
-    flops = fastest_product(device)
+    flops, problem = _measured_speed(device)
     total = 0.0
     for name in recipe.stages:
         prepared, cost = prepare_stage(preparation, name, tokenizer, console), preparation.model_cost(name, tokenizer)
-        seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
-        memory = estimate(
-            memory_inputs(prepared.stage, cost, prepared.data.train, device), recipe.runtime, prepared.plan.micro_batch_size
-        )
-        total += seconds
-        needs = f"a step takes about {memory / 2**30:.1f} GiB of memory; {minutes_text(seconds)} of training"
-        needs += " besides the drawing of answers" if prepared.stage.answers_per_example > 1 else ""
+        inputs = memory_inputs(prepared.stage, cost, prepared.data.train, device)
+        memory = estimate(inputs, recipe.runtime, prepared.plan.micro_batch_size)
+        needs = f"a step takes about {memory / 2**30:.1f} GiB of memory"
+        if flops is not None:
+            seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
+            total += seconds
+            needs += f"; {minutes_text(seconds)} of training"
+            needs += " besides the drawing of answers" if prepared.stage.answers_per_example > 1 else ""
         lines += [name, *_described(prepared), f"  needs: {needs}"]
         for warning in prepared.warnings:
             lines += [f"  warning: {warning.where}: {warning.message}", f"    → {warning.hint}"]
-    speed = f"estimated from matrix products of {flops / 1e9:,.0f} GFLOP/s, measured now"
-    lines.append(f"in all {minutes_text(total)} of training on this {device}, {speed}; compiling and the start are not counted")
+    if flops is None:
+        lines.append(f"the time of training is not estimated: {problem}")
+    else:
+        speed = f"estimated from matrix products of {flops / 1e9:,.0f} GFLOP/s, measured now"
+        lines.append(
+            f"in all {minutes_text(total)} of training on this {device}, {speed}; compiling and the start are not counted"
+        )
     if not full:
         return "\n".join([*lines, "--full prints the recipe with all defaults too"])
     plan = [f"# {line}" for line in "\n".join(lines).splitlines()]  # a name of a file may have several lines
     return "\n".join(["# the recipe with all defaults; the plan is at the end", to_yaml(recipe), *plan])
+
+
+def _measured_speed(device: str) -> tuple[float | None, str]:
+    """FLOP/s of the fastest matrix product, or None and the reason: a GPU may be full, or too new for this torch."""
+    try:
+        return fastest_product(device), ""
+    except (RuntimeError, AssertionError) as error:
+        return None, f"products cannot be measured on this {device}: {first_line(error)}"
 
 
 def _described(prepared: PreparedStage) -> list[str]:
