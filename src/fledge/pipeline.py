@@ -12,7 +12,7 @@ from fledge.autotune.benchmark import fastest_product
 from fledge.autotune.compute_config import chosen_device, describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
-from fledge.errors import FledgeError, first_line, missing_extra
+from fledge.errors import FledgeError, missing_extra
 from fledge.evaluate.bleu import import_sacrebleu
 from fledge.evaluate.metrics import needs_sacrebleu
 from fledge.evaluate.prompt_tests import check_cases, load_cases
@@ -316,8 +316,11 @@ def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
         f"tokenizer: {tokenizer.vocab_size:,} tokens",
     ]
     device = chosen_device(recipe.runtime)
-    flops, problem = _measured_speed(device)
-    total = 0.0
+    flops, problem, total = None, "", 0.0
+    try:
+        flops = fastest_product(device)
+    except FledgeError as error:  # the rest of the plan is right nevertheless
+        problem = error.what
     for name in recipe.stages:
         prepared, cost = prepare_stage(preparation, name, tokenizer, console), preparation.model_cost(name, tokenizer)
         inputs = memory_inputs(prepared.stage, cost, prepared.data.train, device)
@@ -342,14 +345,6 @@ def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
         return "\n".join([*lines, "--full prints the recipe with all defaults too"])
     plan = [f"# {line}" for line in "\n".join(lines).splitlines()]  # a name of a file may have several lines
     return "\n".join(["# the recipe with all defaults; the plan is at the end", to_yaml(recipe), *plan])
-
-
-def _measured_speed(device: str) -> tuple[float | None, str]:
-    """FLOP/s of the fastest matrix product, or None and the reason: a GPU may be full, or too new for this torch."""
-    try:
-        return fastest_product(device), ""
-    except (RuntimeError, AssertionError) as error:
-        return None, f"products cannot be measured on this {device}: {first_line(error)}"
 
 
 def _described(prepared: PreparedStage) -> list[str]:

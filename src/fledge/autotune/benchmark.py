@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fledge.autotune.compile import compile_with_cache_retry, use_compile_cache
 from fledge.data import Batch
-from fledge.errors import first_line
+from fledge.errors import FledgeError, first_line
 from fledge.model.cost import training_flops_per_token
 from fledge.model.cuda_attention import attention_metadata, backend
 from fledge.model.eager import force_eager
@@ -184,9 +184,14 @@ def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int,
 
 
 def fastest_product(device: str) -> float:
-    """FLOP/s of the fastest of a few matrix products in float32 or bfloat16 on a device, measured in about a second."""
+    """FLOP/s of the fastest of a few matrix products in float32 or bfloat16 on a device, measured in about a second. Raises
+    FledgeError where they cannot be computed: a GPU may be full, or none that this torch can use."""
     sizes = [(2048, 256, 704), (1024, 1024, 1024)] if device == "cpu" else [(8192, 1024, 4096), (8192, 8192, 8192)]
-    return max(matmul_peak(device, dtype, sizes, seconds=0.4) for dtype in (torch.float32, torch.bfloat16))
+    try:
+        return max(matmul_peak(device, dtype, sizes, seconds=0.4) for dtype in (torch.float32, torch.bfloat16))
+    except (RuntimeError, AssertionError) as error:
+        what = f"matrix products cannot be measured on this {device}: {first_line(error)}"
+        raise FledgeError(what, hint="free the device, or hide it: CUDA_VISIBLE_DEVICES=") from None
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ FITTING = 0.95  # of the rows fit into the context
 TURN_TOKENS = 6  # of the template, for a turn
 TOKENS_PER_PARAMETER = 20  # how a given time is best used (Hoffmann et al. 2022)
 PARAMETERS_PER_TOKEN = 4.0  # seen in training, at most: the quickstart's model has 1.4
-REPEATED = 4.0  # passes that teach nearly as much as new text (Muennighoff et al. 2023)
 FEW_ROWS = 2000
 MICRO_BATCHES = (32, 16, 8, 4, 2, 1)
 WANTED_UPDATES = 300
