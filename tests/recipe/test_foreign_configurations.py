@@ -406,6 +406,15 @@ def test_every_converted_recipe_loads(
             assert load_recipe([str(file)]).stages
 
 
+def test_an_adapter_has_a_model_to_adapt_where_the_named_one_cannot_be_read(tmp_path: Path) -> None:
+    nothing = {name: None for name in ("per_device_train_batch_size", "micro_batch_size", "pref_ftx")}
+    with pytest.raises(FledgeError) as caught:
+        recipe_from_dict({"n_embd": False, "sft": nothing, "dpo": {"per_device_eval_batch_size": None}})
+    (tmp_path / "suggested.yaml").write_text(str(caught.value).split(END)[1], encoding="utf-8")
+    recipe = load_recipe([str(tmp_path / "suggested.yaml")])
+    assert recipe.stages["sft"].adapter is not None and recipe.model.path is not None
+
+
 def test_keys_of_grpo_keep_their_meaning(tmp_path: Path) -> None:
     message, recipe = answered(tmp_path, sample("trl-grpo.yaml"))
     (stage,) = recipe.stages.values()

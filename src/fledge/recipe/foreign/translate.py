@@ -222,12 +222,10 @@ def _recipe(leaves: list[Leaf], plan: StagePlan) -> dict[str, Any]:
         stages[name if number == 1 else f"{name}{number}"] = stage if number == 1 else {"kind": kind, **stage}
     model = top.get("model", {})
     first = next(iter(plan.kinds))
-    if (
-        isinstance(model, dict)
-        and not model.get("path")
-        and not STAGE_KINDS[plan.kinds[first]].from_scratch
-        and plan.contexts[first].max_positions is None
-    ):
+    begins = next(iter(stages.values()))
+    fine_tunes = not STAGE_KINDS[plan.kinds[first]].from_scratch and plan.contexts[first].max_positions is None
+    adapts = "adapter" in begins and "init_from" not in begins  # also where the model that is named could not be read
+    if isinstance(model, dict) and not model.get("path") and (fine_tunes or adapts):
         top["model"] = {**model, "path": EXAMPLE_MODEL}
     return {**top, "stages": stages}
 
