@@ -170,6 +170,14 @@ def set_aside_later(folder: Path, step: int) -> list[Path]:
     return renamed
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, renamed first: a kill while its files are removed leaves none that looks damaged."""
+    removed = path.with_name(f"{REMOVED}{path.name}")
+    shutil.rmtree(removed, ignore_errors=True)
+    path.replace(removed)
+    shutil.rmtree(removed)
+
+
 def prune(folder: Path, keep: int, best_step: int | None, step: int, keep_first: bool = False) -> None:
     """Remove all checkpoints except the newest `keep` up to `step`, that of `step` and the best one, and the remains of killed
     processes. `keep_first`: keep that of step 0 as well.
@@ -183,10 +191,7 @@ def prune(folder: Path, keep: int, best_step: int | None, step: int, keep_first:
     kept |= {step_name(0)} if keep_first else set()
     for path in reversed(paths):
         if path.name not in kept:
-            removed = path.with_name(f"{REMOVED}{path.name}")
-            shutil.rmtree(removed, ignore_errors=True)
-            path.replace(removed)  # a kill while its files are removed leaves no checkpoint that looks damaged
-            shutil.rmtree(removed)
+            remove_checkpoint(path)
     for prefix in (WRITING, REPLACED, REMOVED):
         for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,15 +1,13 @@
 """The targets of `fledge data`: recipes, or files of rows for which a recipe is made."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from fledge.data.formats import FORMATS, kind_for
-from fledge.data.parsing.columns import RowError
-from fledge.data.parsing.detection import detect_item_type
-from fledge.data.reading.records import files_of, records_of, row_location
+from fledge.data.analysis.row_kinds import kinds_of
+from fledge.data.formats import FORMATS
+from fledge.data.reading.records import files_of, records_of
 from fledge.errors import FledgeError
 from fledge.recipe import Recipe, Source, load_recipe
 from fledge.run import RunDirectory
@@ -51,20 +49,13 @@ def kind_of(target: str) -> str:
     """The kind of stage that the first rows of a file or folder are meant for. Raises FledgeError when no row has a known
     format."""
     source = Source(path=target)
-    kinds: Counter[str] = Counter()
-    problems: list[str] = []
-    for file, record in islice(records_of(files_of(source, target), source), DETECTION_ROWS):
-        try:
-            if record.broken:
-                raise RowError(record.broken, record.detail)
-            kinds[kind_for(detect_item_type(record.value, source))] += 1
-        except RowError as error:
-            detail = f": {error.detail}" if error.detail else ""
-            problems.append(f"{error.reason}, first at {row_location(file, record.number)}{detail}")
+    kinds, problems = kinds_of(islice(records_of(files_of(source, target), source), DETECTION_ROWS), source)
     if not problems and not kinds:
         raise FledgeError("it holds no rows", where=target)
     if not kinds:
-        raise FledgeError(f"cannot tell what the rows are: {problems[0]}", where=target,
+        place, error = problems[0]
+        why = f"{error.reason}, first at {place}{f': {error.detail}' if error.detail else ''}"
+        raise FledgeError(f"cannot tell what the rows are: {why}", where=target,
                           hint="mend the rows; or say --kind, or write a recipe that names the columns")  # fmt: skip
     return kinds.most_common(1)[0][0]
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fledge.data.formats import FORMATS
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
 from fledge.new_recipe.data_files import TEST, TRAINING, VALIDATION, DataFile, Unused, alike, find_files, look_at, path_of
-from fledge.new_recipe.kinds import RULES, compares, form
+from fledge.new_recipe.kinds import RULES, compares
 from fledge.new_recipe.recipe_text import recipe_text
 from fledge.new_recipe.sizes import Sizes, amount_of, choose_sizes
 from fledge.plan.estimate import minutes_text
@@ -120,15 +121,9 @@ def _by_kind(files: Sequence[DataFile], paths: Sequence[str]) -> tuple[dict[str,
         unused, notes = unused + kept, notes + told
         if len(set().union(*(file.labels for file in those))) == 1:
             unused += [Unused(file.path, "all its answers have one label, and two are compared") for file in found.pop(kind)]
-    answers = any(form(kind).is_dialogue and not compares(kind) for kind in found)
-    for number, kind in enumerate([kind for kind in found if compares(kind)]):
-        if answers and number == 0:
-            continue
-        why = (
-            "one stage of comparisons is enough: add another by hand"
-            if answers
-            else "no conversations teach the model to answer"
-        )
+    answers = any(FORMATS[kind].is_dialogue and not compares(kind) for kind in found)
+    why = "one stage of comparisons is enough: add another by hand" if answers else "no conversations teach the model to answer"
+    for kind in [kind for kind in found if compares(kind)][1 if answers else 0 :]:
         unused += [Unused(file.path, f"{RULES[kind].what}: {why}") for file in found.pop(kind)]
     return found, unused, notes
 
@@ -172,7 +167,7 @@ def _next_steps(out: Path, name: str, kinds: dict[str, list[DataFile]], sizes: S
     stages = " → ".join(f"{kind} ({RULES[kind].what})" for kind in kinds)
     model, needed = f"{sizes.parameters / 1e6:.1f}M parameters", minutes_text(sizes.seconds)
     lines = [f"{out}: a model of {model}, {stages}, {needed} of training here", f"  {command}"]
-    if any(form(kind).is_dialogue for kind in kinds):
+    if any(FORMATS[kind].is_dialogue for kind in kinds):
         return [*lines, f"  fledge chat runs/{name}"]
     return [
         *lines,

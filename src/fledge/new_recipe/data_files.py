@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fledge.data.formats import FORMATS, kind_for
+from fledge.data.analysis.row_kinds import kinds_of
+from fledge.data.formats import FORMATS
 from fledge.data.parsing.columns import PLAIN, Row, RowError
-from fledge.data.parsing.detection import detect_item_type
 from fledge.data.parsing.items import BinaryFeedback, Dialogue, Item, serialize
 from fledge.data.parsing.left_out import Counts
 from fledge.data.parsing.rows import parse_row
@@ -243,20 +243,22 @@ def _described(path: Path) -> DataFile:
 
 def _count(file: DataFile, item: Item) -> int:
     """Count an item, and return its characters. Its length is that of its longest sequence: of several answers, the longest."""
-    total, longest = Amount(), Amount()
-    for text in item.texts():
+    texts, answers, total = item.texts(), sorted(item.answers, key=len), Amount()
+    for text in texts:
         total.add(text)
-    answers = sorted(item.answers, key=len)
-    for text in [*item.texts()[: len(item.texts()) - len(answers)], *answers[-1:]]:
-        longest.add(text)
-    turns = 0
+    longest = total
+    if answers:
+        longest = Amount()
+        for text in [*texts[: len(texts) - len(answers)], answers[-1]]:
+            longest.add(text)
+    turns, written = 0, 0
     if isinstance(item, Dialogue):
         turns = len(item.turns) + bool(answers)
-        written = [call.name + call.arguments for turn in item.turns for call in turn.tool_calls]
-        longest.other += sum(map(len, written)) + (len(item.tools) + TOOLS_TEXT if item.tools else 0)
+        written = sum(len(call.name + call.arguments) for turn in item.turns for call in turn.tool_calls)
+        written += len(item.tools) + TOOLS_TEXT if item.tools else 0
     file.used += 1
     file.amount.update(total)
-    file.lengths.append((longest.han.total(), longest.other, turns))
+    file.lengths.append((longest.han.total(), longest.other + written, turns))
     file.distinct.add(hash(serialize(item)))
     if isinstance(item, BinaryFeedback):
         file.labels.add(item.desirable)
@@ -293,23 +295,17 @@ def _of_texts(path: Path) -> DataFile:
 def _of_columns(path: Path) -> DataFile:
     """A file of rows with columns: of the kind that most of its first rows are; else one column may hold its texts."""
     source = Source(path=str(path))
-    values = [one.value for one in islice(_records(path, source), DETECTION_ROWS) if not one.broken]
-    if not values:
+    records = [(path, one) for one in islice(_records(path, source), DETECTION_ROWS) if not one.broken]
+    if not records:
         raise RowError("none of its first rows can be read")
-    kinds: Counter[str] = Counter()
-    problem: RowError | None = None
-    for value in values:
-        try:
-            kinds[kind_for(detect_item_type(value, source))] += 1
-        except RowError as error:
-            problem = problem or error
+    kinds, problems = kinds_of(records, source)
     if kinds:
         return DataFile(path=path, kind=kinds.most_common(1)[0][0])
-    if (columns := _text_columns(values)) is not None:
+    if (columns := _text_columns([one.value for _, one in records])) is not None:
         why = f"no column has a usual name; {columns[-1]} holds most of the text"
         named = columns[0] if len(columns) == 1 else columns
         return DataFile(path=path, kind="pretrain", source={"columns": {"text": named}}, reasons=[why])
-    raise problem or RowError("no known column")
+    raise problems[0][1]
 
 
 def _text_columns(values: Sequence[Any]) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fledge.data.formats import FORMATS, ExampleFormat
+from fledge.data.formats import FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,6 @@ RULES: dict[str, KindRules] = {
     "kto": KindRules(stage="kto", what="labelled answers", least_batch=8, **PAIRS),
 }
 """By kind of stage, in the order of the stages."""
-
-
-def form(kind: str) -> ExampleFormat:
-    """How rows of a kind become examples."""
-    return FORMATS[kind]
 
 
 def compares(kind: str) -> bool:

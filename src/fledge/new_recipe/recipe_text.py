@@ -6,9 +6,10 @@ from typing import Any
 
 import yaml
 
+from fledge.data.formats import FORMATS
 from fledge.new_recipe.data_files import TRAINING, VALIDATION, DataFile, alike, path_of
-from fledge.new_recipe.kinds import RULES, form
-from fledge.new_recipe.sizes import Sizes, StageSizes, amount_of
+from fledge.new_recipe.kinds import RULES
+from fledge.new_recipe.sizes import Sizes, StageSizes
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 60
 COMMENT_COLUMN = 52
@@ -25,7 +26,7 @@ def recipe_text(
         f"name: {_scalar(name)}",
         "seed: 1",
     ]
-    lines += ["", *_model(sizes, kinds), "", "stages:"]
+    lines += ["", *_model(sizes), "", "stages:"]
     for kind, files in kinds.items():
         lines += _stage(kind, files, sizes.stages[kind])
     return "\n".join([*lines, "", *_samples(kinds), ""])
@@ -40,9 +41,8 @@ def _one_line(text: str) -> str:
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
-def _model(sizes: Sizes, kinds: dict[str, list[DataFile]]) -> list[str]:
-    model = sizes.model
-    known = amount_of([file for files in kinds.values() for file in files]).known_han
+def _model(sizes: Sizes) -> list[str]:
+    model, known = sizes.model, sizes.known_han
     pieces = "pieces of words, as many as the data can teach"
     shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     return [
@@ -96,7 +96,7 @@ def _validation(files: Sequence[DataFile], sizes: StageSizes) -> list[str]:
 
 
 def _context_reason(kind: str, sizes: StageSizes) -> str:
-    if form(kind).splits_documents:
+    if FORMATS[kind].splits_documents:
         return "longer texts go on in the next row"
     if sizes.longer <= 0:
         return "all of them fit into it"
@@ -110,7 +110,7 @@ def _context_reason(kind: str, sizes: StageSizes) -> str:
 def _passes_reason(kind: str, sizes: StageSizes) -> str:
     if sizes.passes < 1:
         return "there is more data than time: fledge init --minutes N for more"
-    if form(kind).splits_documents:
+    if FORMATS[kind].splits_documents:
         return "four passes teach nearly as much as new text, ten are the most" if sizes.passes > 1 else "one pass"
     return "few rows have to be read often" if sizes.passes > 3 else "each row is read a few times"
 
@@ -133,8 +133,8 @@ def _source(path: str, settings: dict[str, Any]) -> str:
 
 def _samples(kinds: dict[str, list[DataFile]]) -> list[str]:
     """Prompts and beginnings from the data, which the model is asked to answer and to continue before and after each stage."""
-    asked = [text for kind, files in kinds.items() if form(kind).is_dialogue for file in files for text in file.openings]
-    texts = [text for kind, files in kinds.items() if not form(kind).is_dialogue for file in files for text in file.openings]
+    asked = [text for kind, files in kinds.items() if FORMATS[kind].is_dialogue for file in files for text in file.openings]
+    texts = [text for kind, files in kinds.items() if not FORMATS[kind].is_dialogue for file in files for text in file.openings]
     prompts = [one for one in dict.fromkeys(map(str.strip, asked)) if 0 < len(one) <= SAMPLE_CHARACTERS and "\n" not in one]
     beginnings = [text.strip().splitlines()[0][:12] for text in texts if text.strip()]
     lines = ["generation_samples:  # asked before and after each stage, to see what it has learned"]

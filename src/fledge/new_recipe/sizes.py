@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fledge.data.formats import FORMATS
 from fledge.model.cost import parameters, training_flops_per_token
 from fledge.new_recipe.data_files import TRAINING, Amount, DataFile
-from fledge.new_recipe.kinds import RULES, form
-from fledge.plan.estimate import MFU, OVERHEAD
+from fledge.new_recipe.kinds import RULES
+from fledge.plan.estimate import MFU, seconds_of
 from fledge.recipe.schema import ModelConfig
 
 SHAPES = ((128, 4, 4, 2, 384), (256, 4, 4, 2, 704), (384, 6, 6, 2, 1024), (512, 8, 8, 2, 1408), (768, 12, 12, 4, 2048))
@@ -63,9 +64,11 @@ class StageSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes of a recipe. `seconds`: of training on this machine."""
+    """The sizes of a recipe. `known_han`: different Chinese characters that occur often enough to be learned. `seconds`: of
+    training on this machine."""
 
     vocab_size: int
+    known_han: int
     model: ModelConfig
     parameters: int
     stages: Mapping[str, StageSizes]
@@ -104,7 +107,8 @@ def choose_sizes(kinds: Mapping[str, Sequence[DataFile]], seconds: float, flops:
     The model is the largest that has time for all passes over its data, or that is not larger than the time is best used for;
     never one that is too large for its data. `kinds`: kind of stage → its files. `largest_batch`: rows computed at a time."""
     optimal = math.sqrt(seconds * MFU * flops / (6 * TOKENS_PER_PARAMETER))
-    vocab_size = vocabulary_for(amount_of([file for files in kinds.values() for file in files]), optimal)
+    amount = amount_of([file for files in kinds.values() for file in files])
+    vocab_size = vocabulary_for(amount, optimal)
     measured = {kind: _measured(kind, files, vocab_size) for kind, files in kinds.items()}
     context = max(one.context for one in measured.values())
     seen = sum(one.seen for one in measured.values())
@@ -117,7 +121,12 @@ def choose_sizes(kinds: Mapping[str, Sequence[DataFile]], seconds: float, flops:
     stages = {kind: _stage(one, min(1.0, seconds / needed), largest_batch) for kind, one in measured.items()}
     total = _seconds(stages, model, vocab_size, flops)
     return Sizes(
-        vocab_size=vocab_size, model=model, parameters=parameters(model, vocab_size).total, stages=stages, seconds=total
+        vocab_size=vocab_size,
+        known_han=amount.known_han,
+        model=model,
+        parameters=parameters(model, vocab_size).total,
+        stages=stages,
+        seconds=total,
     )
 
 
@@ -129,7 +138,7 @@ def _model(shape: tuple[int, ...], context: int) -> ModelConfig:
 
 def _seconds(stages: Mapping[str, StageSizes], model: ModelConfig, vocab_size: int, flops: float) -> float:
     work = sum(one.seen * training_flops_per_token(model, vocab_size, one.context) for one in stages.values())
-    return OVERHEAD * work / (MFU * flops)
+    return seconds_of(work, flops)
 
 
 def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSizes:
@@ -137,11 +146,11 @@ def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSiz
     files = [file for file in files if file.purpose == TRAINING]
     each = [(file.scale, _row_tokens(kind, one, vocab_size)) for file in files for one in file.lengths]
     lengths = sorted(length for _, length in each)
-    rows, sequences = sum(round(file.used * file.scale) for file in files), form(kind).sequences_per_example
+    rows, sequences = sum(round(file.used * file.scale) for file in files), FORMATS[kind].sequences_per_example
     tokens = sequences * sum(scale * length for scale, length in each)
     fitting = lengths[min(len(lengths) - 1, int(FITTING * len(lengths)))]
     context = next((size for size in CONTEXTS[1:] if size >= fitting), CONTEXTS[-1])
-    goes_on, rules = form(kind).splits_documents, RULES[kind]
+    goes_on, rules = FORMATS[kind].splits_documents, RULES[kind]
     if goes_on:  # in the next row
         context = min(max(context, TEXT_CONTEXTS[0]), TEXT_CONTEXTS[1])
     longer = 0.0 if goes_on else sum(one > context for one in lengths) / len(lengths)
@@ -164,17 +173,15 @@ def _measured(kind: str, files: Sequence[DataFile], vocab_size: int) -> StageSiz
 def _row_tokens(kind: str, length: tuple[int, int, int], vocab_size: int) -> float:
     """The tokens of a sequence, about."""
     han, other, turns = length
-    return tokens_of(han, other, vocab_size) + (1 if form(kind).splits_documents else TURN_TOKENS * turns)
+    return tokens_of(han, other, vocab_size) + (1 if FORMATS[kind].splits_documents else TURN_TOKENS * turns)
 
 
 def _stage(measured: StageSizes, share: float, largest_batch: int) -> StageSizes:
     """The stage with passes that fit into the time, and a batch for them."""
     passes = measured.passes * share
     passes = float(math.floor(passes)) if passes >= 2 else float(f"{passes:.2g}")
-    rows, least = (
-        measured.tokens * passes / form(measured.kind).packed_length(measured.context),
-        RULES[measured.kind].least_batch,
-    )
+    rows = measured.tokens * passes / FORMATS[measured.kind].packed_length(measured.context)
+    least = RULES[measured.kind].least_batch
     batches = [size for size in MICRO_BATCHES if least <= size <= largest_batch]
     batch = next((size for size in batches if rows / size >= WANTED_UPDATES), least)
     updates = max(1, round(rows / batch))

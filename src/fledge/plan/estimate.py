@@ -16,7 +16,12 @@ def training_seconds(stage: Stage, cost: ModelCost, context: int, tokens: float,
         work *= 2 / 3
     if stage.keeps_reference_model:
         work += cost.forward_flops(context)
-    return OVERHEAD * work * tokens / (MFU * flops)
+    return seconds_of(work * tokens, flops)
+
+
+def seconds_of(work: float, flops: float) -> float:
+    """Seconds of training that takes `work` FLOPs, where the fastest matrix product has `flops` FLOP/s."""
+    return OVERHEAD * work / (MFU * flops)
 
 
 def minutes_text(seconds: float) -> str:

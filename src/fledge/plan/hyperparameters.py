@@ -133,10 +133,6 @@ def resolve(
     return config.model_copy(update=values), notes
 
 
-def _rate_of(kind: str, has_adapter: bool, name: str, run: RunSize) -> tuple[float, str]:
-    return fine_tuning_rate(kind, name, run, has_adapter)
-
-
 def resolve_stage(stage: Stage, run: RunSize) -> tuple[Stage, list[str]]:
     """The stage with numbers for learning rate, betas, weight decay and minimum learning rate, and the sentences of `resolve`.
 
@@ -144,7 +140,7 @@ def resolve_stage(stage: Stage, run: RunSize) -> tuple[Stage, list[str]]:
     """
     rate_for = derived_rate
     if stage.kind in FINE_TUNING_SHARES:
-        rate_for = partial(_rate_of, stage.kind, stage.adapter is not None)
+        rate_for = partial(fine_tuning_rate, stage.kind, has_adapter=stage.adapter is not None)
     optimizer, notes = resolve(stage.optimizer, run, rate_for)
     rate, _, _ = optimizer.numbers()
     low = min_lr(stage.schedule, rate)

@@ -163,13 +163,19 @@ def read_answers(paths: Sequence[str]) -> AnswerSet:
     for path in paths:
         journal = read_journal(Path(path).expanduser(), ANSWERS)
         _check_finished(journal)
-        real = os.path.realpath(journal.path)
-        if real in hashes:
-            raise FledgeError("this file is named twice", where=path)
-        hashes[real] = hash_files(journal.path)
+        add_hash(hashes, journal.path, path)
         for number, line in enumerate(journal.lines):
             found.append(_damage(partial(_from_line, line, journal.header), journal, number))
     return AnswerSet(put_together(found), hashes)
+
+
+def add_hash(hashes: dict[str, str], file: Path, named: str) -> None:
+    """Add the hash of a file's content by its real path. Raises FledgeError for a file that is there already, under another
+    name or the same."""
+    real = os.path.realpath(file)
+    if real in hashes:
+        raise FledgeError("this file is named twice", where=named)
+    hashes[real] = hash_files(file)
 
 
 def put_together(found: Iterable[PromptAnswers]) -> dict[str, PromptAnswers]:

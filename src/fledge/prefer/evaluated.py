@@ -1,14 +1,12 @@
 """Answers that people rate: those of `fledge prefer sample`, and those of evaluation sets."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from fledge.data.parsing.prompts import Prompt
 from fledge.errors import FledgeError
 from fledge.evaluate.records import ITEMS_SUFFIX, ItemResult, items_file, read_set_result
-from fledge.prefer.answers import Answer, AnswerSet, Draw, PromptAnswers, prompt_id, put_together, read_answers
-from fledge.run.file_hash import hash_files
+from fledge.prefer.answers import Answer, AnswerSet, Draw, PromptAnswers, add_hash, prompt_id, put_together, read_answers
 from fledge.tokenizer import Message
 
 CUT = "length"  # the finish reason of an answer that does not say that it ended
@@ -24,10 +22,7 @@ def read_rated(paths: Sequence[str]) -> AnswerSet:
     sampled = read_answers([path for path in paths if path not in summaries])
     found, hashes = list(sampled.prompts.values()), dict(sampled.hashes)
     for path, summary in summaries.items():
-        real = os.path.realpath(summary)
-        if real in hashes:
-            raise FledgeError("this file is named twice", where=path)
-        hashes[real] = hash_files(summary)
+        add_hash(hashes, summary, path)
         found += _read_result(summary)
     return AnswerSet(put_together(found), hashes)
 

@@ -1,12 +1,11 @@
 """`fledge runs prune`: checkpoints of finished stages that nothing goes on from are removed."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fledge.checkpoint.find import DAMAGED, REMOVED, REPLACED, WRITING, step_name
+from fledge.checkpoint.find import DAMAGED, REMOVED, REPLACED, WRITING, remove_checkpoint, step_name
 from fledge.errors import FledgeError
 from fledge.run import RunDirectory, StageDirectory, exclusive_lock
 from fledge.run.directory import checkpoint_paths
@@ -79,10 +78,7 @@ def _remove(stage: PrunedStage) -> None:
     folder = StageDirectory(stage.stage).checkpoints
     for name in stage.removed:
         path = folder / name
-        gone = path if name.startswith(REMOVED) else path.with_name(f"{REMOVED}{name}")
         try:
-            if gone != path:
-                path.replace(gone)  # a kill while its files are removed leaves no checkpoint that looks damaged
-            shutil.rmtree(gone)
+            remove_checkpoint(path)
         except OSError as error:
             raise FledgeError(f"cannot be removed: {error.strerror}", where=os.fspath(path)) from None

@@ -26,7 +26,7 @@ def with_gains(
 ) -> list[Answer]:
     """The answers with their gains under the model that gave them; `prompts` and `tokens` as in `gains`."""
     given = mean_log_probabilities(model, prompts, tokens)
-    over_nothing = _differences(given, mean_log_probabilities(model, [empty_prompt(tokenizer)] * len(tokens), tokens))
+    over_nothing = gains(model, prompts, tokens, empty_prompt(tokenizer), given)
     over_others = gains_over_others(model, prompts, tokens, given)
     return [
         replace(answer, gain=gain, gain_over_others=over)
@@ -35,16 +35,21 @@ def with_gains(
 
 
 def gains(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], unconditional: Sequence[int]
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    unconditional: Sequence[int],
+    given: Sequence[float | None] | None = None,
 ) -> list[float | None]:
     """For each answer the mean over its tokens of log p(token | prompt …) − log p(token | `unconditional` …), in nats.
 
     This is the pointwise mutual information of prompt and answer for each token: near 0 for an answer that ignores its prompt.
     Prompts, answers and `unconditional` are token ids, answers without their stop token. None for an answer without tokens, and
-    where prompt and answer are longer than the model's positions. Raises FledgeError as `score_tokens` does.
+    where prompt and answer are longer than the model's positions. `given`: the means behind the prompts, where they are known.
+    Raises FledgeError as `score_tokens` does.
     """
-    free = mean_log_probabilities(model, [unconditional] * len(answers), answers)
-    return _differences(mean_log_probabilities(model, prompts, answers), free)
+    own = mean_log_probabilities(model, prompts, answers) if given is None else given
+    return _differences(own, mean_log_probabilities(model, [unconditional] * len(answers), answers))
 
 
 def gains_over_others(
@@ -56,7 +61,7 @@ def gains_over_others(
     """For each answer its mean log-probability per token behind its own prompt, less the largest one behind up to three
     other prompts (`other_prompts`), in nats: below 0 for an answer that fits one of them better.
 
-    `given`: the means behind the own prompts, where they are known. None where all prompts are equal, and as in `gains`.
+    `given` as in `gains`. None where all prompts are equal, and as there.
     """
     own = mean_log_probabilities(model, prompts, answers) if given is None else given
     found: list[float | None] = [None] * len(answers)
