@@ -39,6 +39,12 @@ def documents() -> list[Path]:
     return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
+def translations() -> list[tuple[Path, Path]]:
+    """The pages in English that have a Chinese edition, each with the place of that edition."""
+    pages = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "glossary.md"]  # in both languages itself
+    return [(page, page.parent / "zh" / page.name) for page in pages]
+
+
 def label(document: Path) -> str:
     """The path of a document below the project's root."""
     return str(document.relative_to(ROOT))
@@ -84,8 +90,8 @@ def undefined_references(document: Path) -> list[str]:
 
 
 def anchors(document: Path) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
-    slugs: set[str] = set()
+    """The anchors of a document: those of its headings, as GitHub makes them, and those that it sets itself."""
+    slugs: set[str] = set(re.findall(r'<a id="([^"]+)"></a>', prose(document)))
     for title in re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "").strip().lower()
         slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
