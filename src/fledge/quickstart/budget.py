@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from fledge.world import Sizes
 
 MICRO_BATCH_SIZE = 8
-TIME_FRACTION = {"pretrain": 0.24, "sft": 0.66, "dpo": 0.10}  # of the training time
+TIME_FRACTION = {"pretrain": 0.15, "sft": 0.75, "dpo": 0.10}  # of the training time
 PREFERENCE_ROW_COST = 3.0  # time of a preference row in rows of other stages: twice the length, and the reference's pass
-ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.165}  # packed rows that one generated text or conversation fills
+ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.21}  # packed rows that one generated text or conversation fills
 MIN_TEXTS, MAX_TEXTS = 4000, 120_000  # generated for one stage
 MIN_STEPS = 20
 

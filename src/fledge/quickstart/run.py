@@ -8,10 +8,12 @@ from fledge.model.protocol import LanguageModel
 from fledge.pipeline import Pipeline
 from fledge.quickstart.budget import Budget
 from fledge.quickstart.grading import describe_grades, grade_answers
+from fledge.quickstart.natural_grading import describe_natural_grades, grade_natural_prompts, load_natural_prompts
 from fledge.quickstart.recipe import make_recipe
 from fledge.quickstart.speed import measure_speed
 from fledge.recipe import Recipe, load_recipe
 from fledge.run import Console, RunDirectory, StageDirectory, check_layout, exclusive_lock, read_json, write_json
+from fledge.run.startup import StartupTimer
 from fledge.stage import AfterStage
 from fledge.tokenizer import Tokenizer
 from fledge.world import Question, build, load_questions
@@ -22,12 +24,19 @@ def quickstart(*, name: str, output: str, seed: int, minutes: float, resume: boo
 
     Raises FledgeError if the run exists and `resume` is false.
     """
+    startup = StartupTimer()
     directory = RunDirectory(Path(output) / name)
     world = directory.root / "world"
     with exclusive_lock(directory.root):
-        recipe = _recipe(directory, name, output, seed=seed, minutes=minutes, resume=resume, console=console)
+        recipe = _stored_recipe(directory, resume)
+        if recipe is None:
+            console.title("world")
+            with startup.phase("measuring"):
+                budget = Budget(minutes, measure_speed(console.log))
+            with startup.phase("world"):
+                recipe = _new_recipe(directory, budget, seed, console)
         grade = _grade_by(recipe, load_questions(world), console)
-        Pipeline(recipe, console, after_stage=grade).run(resume=resume, locked=True)
+        Pipeline(recipe, console, after_stage=grade, startup=startup).run(resume=resume, locked=True)
     return directory.root
 
 
@@ -38,31 +47,34 @@ def _grade_by(recipe: Recipe, questions: Sequence[Question], console: Console) -
         if recipe.stages[stage].prompt_tests is None:  # pretraining: the model does not answer yet
             return
         grades = grade_answers(model, tokenizer, questions)
+        grades["natural"] = grade_natural_prompts(model, tokenizer, load_natural_prompts())
         metrics = read_json(folder.evaluations / "after.json")
         if "rewards/accuracies" in metrics:
             grades["preference_accuracy"] = metrics["rewards/accuracies"]
         write_json(folder.evaluations / "world.json", grades)
         console.log(describe_grades(stage, grades))
+        console.log(describe_natural_grades(stage, grades["natural"]))
 
     return grade
 
 
-def _recipe(
-    directory: RunDirectory, name: str, output: str, *, seed: int, minutes: float, resume: bool, console: Console
-) -> Recipe:
-    """The recipe of the run; for a new one, measure this machine and generate the world. Raises FledgeError if the run exists
-    and is not to be resumed. The run must be locked: another process may be reading its world."""
-    if resume and directory.recipe.exists():
+def _stored_recipe(directory: RunDirectory, resume: bool) -> Recipe | None:
+    """The recipe of a run that is resumed; None for a new run. Raises FledgeError if the run exists and is not to be resumed.
+    The run must be locked: another process may be reading its world."""
+    if not directory.recipe.exists():
+        return None
+    if resume:
         check_layout(directory.root)
         return load_recipe([str(directory.recipe)])
-    if directory.recipe.exists():
-        raise FledgeError(
-            "this run exists already", where=str(directory.root), hint="add --resume to resume it, or choose another --name"
-        )
-    console.title("world")
-    budget = Budget(minutes, measure_speed(console.log))
+    raise FledgeError(
+        "this run exists already", where=str(directory.root), hint="add --resume to resume it, or choose another --name"
+    )
+
+
+def _new_recipe(directory: RunDirectory, budget: Budget, seed: int, console: Console) -> Recipe:
+    """Generate the world, and make the recipe of a run on it."""
     world = directory.root / "world"
     rows = build(seed, world, budget.sizes())["rows"]
     counts = ", ".join(f"{count:,} rows of {kind}" for kind, count in rows.items())
     console.log(f"a bilingual world from seed {seed}: {counts}")
-    return make_recipe(world, name, output, seed, budget)
+    return make_recipe(world, directory.root.name, str(directory.root.parent), seed, budget)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fledge.localization import language
 from fledge.run.text_files import write_text
 
 HERE = Path(__file__).parent
@@ -14,7 +15,7 @@ LANGUAGE_SCRIPT = """
 (function () {
   var root = document.documentElement, saved = null;
   try { saved = localStorage.getItem("fledge-language"); } catch (error) { /* a file may have no storage */ }
-  var chosen = saved || (navigator.language || "en");
+  var chosen = saved || (root.dataset.lang === "zh" ? "zh" : navigator.language || "en");
   root.dataset.lang = /^zh/i.test(chosen) ? "zh" : "en";
   root.lang = root.dataset.lang === "zh" ? "zh-CN" : "en";
 })();
@@ -56,7 +57,7 @@ def render_page(
     styles: Sequence[Path] = (),
     filters: Mapping[str, Callable[..., Any]] | None = None,
 ) -> str:
-    """The HTML of a template. All values are escaped.
+    """The HTML of a template, shown at first in the language of the process. All values are escaped.
 
     `figures`: specifications by the id of the element that the page's script draws each into. `styles`: style sheets behind
     that of all pages.
@@ -80,6 +81,7 @@ def render_page(
     environment.filters.update(filters or {})
     return environment.get_template(template.name).render(
         **values,
+        language=language(),
         policy=policy(list(scripts.values())),
         style=Markup(style),
         chart_json=Markup(script_json(figures)),

@@ -67,6 +67,18 @@ def example_text(label: str) -> Text:
     return EXAMPLES.get(label, UNITS["examples"])
 
 
+NATURAL_GROUPS = {
+    "small_talk": Text("small talk", "闲聊"),
+    "identity": Text("about itself", "关于自己"),
+    "list": Text("lists", "列举"),
+    "arithmetic": Text("arithmetic", "算数"),
+    "translate": Text("translation", "翻译"),
+    "explain": Text("explanations", "解释"),
+    "verse": Text("verse", "写诗"),
+    "tidy": Text("tidying names", "整理名称"),
+    "several_turns": Text("several turns", "多轮对话"),
+    "outside": Text("outside of its world: it says so", "世界之外：坦白没学过"),
+}
 DECISIONS = {
     "release": Text("release", "可以发布"),
     "keep training": Text("keep training", "继续训练"),
@@ -163,6 +175,14 @@ WORDS = {
         "how often the unwanted habit shows.",
         "各阶段之后每类任务的完全匹配率；下方为内容正确（措辞不同也算）的比例，以及不良习惯出现的比例。",
     ),
+    "natural": Text("Prompts in natural words", "自然语言提问"),
+    "natural_note": Text(
+        "Prompts that people wrote without knowing the phrasings of the training data; each answer is judged by a rule.",
+        "由人写成的提问，写的人不知道训练数据的措辞；每个回答按一条规则判断。",
+    ),
+    "all_groups": Text("All groups", "全部"),
+    "acceptable": Text("acceptable", "合格"),
+    "not_acceptable": Text("answers that are not acceptable", "不合格的回答"),
     "task": Text("Task", "任务"),
     "all_tasks": Text("All tasks", "全部任务"),
     "exact": Text("exact", "完全匹配"),

@@ -7,7 +7,7 @@ from fledge.report import formatting
 from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
 from fledge.report.html_page import HERE, render_page, write_page
-from fledge.report.i18n import DECISIONS, GOES_ON, WORDS, example_text, word_of
+from fledge.report.i18n import DECISIONS, GOES_ON, NATURAL_GROUPS, WORDS, example_text, word_of
 from fledge.report.read_run import mappings, number, read_run, text
 from fledge.report.reasons import read_reason
 from fledge.report.records import Problem, Run
@@ -29,6 +29,7 @@ FILTERS = {
     "cut": cut,
     "mappings": mappings,
     "decision": lambda value: word_of(DECISIONS, value),
+    "natural_group": lambda name: word_of(NATURAL_GROUPS, name),
     "reason": read_reason,
     "goes_on": lambda value: word_of(GOES_ON, value),
 }
@@ -67,6 +68,7 @@ def render(root: Path) -> str:
         "rows": stage_rows(run.stages),
         "sample_tables": sample_tables(run.stages),
         "worlds": [stage for stage in run.stages if stage.world],
+        "naturals": [stage for stage in run.stages if stage.world and stage.world.natural],
         "tasks": task_names(run),
         "machine": facts(run.environment),
         "tokenizer": facts(run.tokenizer),

@@ -12,6 +12,7 @@ from fledge.report.records import (
     DroppedRow,
     Evaluation,
     Events,
+    NaturalAnswers,
     Problem,
     Run,
     Sample,
@@ -48,6 +49,11 @@ def text(value: object) -> str:
 def mapping(value: object) -> dict[str, object]:
     """The value as a mapping with text keys; empty when it is not a mapping."""
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def items(value: object) -> list[object]:
+    """The items of a list; none of anything else."""
+    return list(value) if isinstance(value, list) else []
 
 
 def mappings(value: object) -> list[dict[str, object]]:
@@ -254,12 +260,11 @@ def read_worst(rows: list[dict[str, object]]) -> tuple[WorstCase, ...]:
 
 def read_world(row: Mapping[str, object]) -> World:
     """The scores on questions with known answers, from `eval/world.json`."""
-    ends = row.get("interval")
-    low, high = (number(ends[0]), number(ends[1])) if isinstance(ends, list) and len(ends) == 2 else (None, None)
     return World(
         overall=read_scores(row),
         preference_accuracy=number(row.get("preference_accuracy")),
-        interval=None if low is None or high is None else (low, high),
+        interval=read_interval(row),
+        natural=read_natural(mapping(row.get("natural"))),
         tasks={name: read_scores(mapping(task)) for name, task in mapping(row.get("tasks")).items()},
         errors=tuple(
             WrongAnswer(
@@ -267,6 +272,36 @@ def read_world(row: Mapping[str, object]) -> World:
                 question=text(item.get("question")),
                 answer=text(item.get("answer")),
                 reference=text(item.get("reference")),
+            )
+            for item in mappings(row.get("errors"))
+        ),
+    )
+
+
+def read_interval(row: Mapping[str, object]) -> tuple[float, float] | None:
+    """The ends of an interval; None where it is missing or damaged."""
+    ends = row.get("interval")
+    low, high = (number(ends[0]), number(ends[1])) if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
+
+
+def read_natural(row: Mapping[str, object]) -> NaturalAnswers | None:
+    """The answers to prompts in natural words, or None where none were asked."""
+    acceptable = number(row.get("acceptable"))
+    if acceptable is None:
+        return None
+    rates = {name: number(mapping(group).get("acceptable")) for name, group in mapping(row.get("groups")).items()}
+    return NaturalAnswers(
+        n=number(row.get("n")),
+        acceptable=acceptable,
+        interval=read_interval(row),
+        groups={name: rate for name, rate in rates.items() if rate is not None},
+        errors=tuple(
+            WrongAnswer(
+                task=text(item.get("group")),
+                question=" ⏎ ".join(map(text, items(item.get("turns")))),
+                answer=text(item.get("answer")),
+                reference=json.dumps(item.get("accept"), ensure_ascii=False),
             )
             for item in mappings(row.get("errors"))
         ),

@@ -44,10 +44,23 @@ class WrongAnswer:
 
 
 @dataclass(frozen=True)
+class NaturalAnswers:
+    """The answers of a stage to `n` prompts in natural words: fractions of acceptable answers in [0, 1], overall and by group,
+    with the 95 % interval, and the answers that are not acceptable."""
+
+    n: float | None
+    acceptable: float
+    interval: tuple[float, float] | None
+    groups: Mapping[str, float]
+    errors: tuple[WrongAnswer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class World:
     """The scores of a stage on questions with known answers.
 
-    `interval` is the 95 % confidence interval of the overall exact match, as (low, high) fractions.
+    `interval` is the 95 % confidence interval of the overall exact match, as (low, high) fractions. `natural`: the answers to
+    prompts in natural words.
     """
 
     overall: Scores
@@ -55,6 +68,7 @@ class World:
     interval: tuple[float, float] | None
     tasks: Mapping[str, Scores]
     errors: tuple[WrongAnswer, ...]
+    natural: NaturalAnswers | None = None
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,16 @@ def score_cell(stage: Stage, pick: Callable[[Scores], float | None], interval: b
     return Cell(same(formatting.percent(value)), UNITS["%"], note=note)
 
 
+def natural_cell(stage: Stage) -> Cell | None:
+    """The share of acceptable answers to prompts in natural words, with its 95 % interval."""
+    natural = stage.world.natural if stage.world else None
+    if natural is None:
+        return None
+    ends = [formatting.percent(end) for end in natural.interval or ()]
+    note = same(f"[{', '.join(ends)}] %") if ends else UNITS[""]
+    return Cell(same(formatting.percent(natural.acceptable)), UNITS["%"], note=note)
+
+
 def prompts_cell(stage: Stage) -> Cell | None:
     """The pass rate of the last prompt tests. None are run before the stage, so the first ones are named with their step."""
     rows = [(row, rate) for row in stage.events.prompt_tests if (rate := number(row.get("prompt_tests/pass_rate"))) is not None]
@@ -218,6 +228,7 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
         row("Reward margin", "奖励差", before_and_after("rewards/margins", "nats", formatting.loss, False)),
         *(row(*label, before_and_after(name, *shown)) for name in ANSWER_SCORES for label, shown in [answer_score(name)]),
         row("Exact match", "完全匹配率", lambda s: score_cell(s, lambda scores: scores.exact_match, True)),
+        row("Natural prompts", "自然提问合格率", natural_cell),
         row("Habit rate", "不良习惯率", lambda s: score_cell(s, lambda scores: scores.habit_rate, False)),
         row("Prompt tests passed", "提示测试通过率", prompts_cell),
         row("Ended because", "结束原因", stop_cell),

@@ -8,12 +8,15 @@ from importlib import resources
 from pathlib import Path
 
 from fledge.world.bad_habits import HABITS, add_habit
-from fledge.world.records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of
+from fledge.world.natural.dialogue import draw_dialogue
+from fledge.world.natural.pairs import draw_pair
+from fledge.world.records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of, user
 from fledge.world.statements import texts
 from fledge.world.tasks import TASKS, WEIGHTS, draw_any
 from fledge.world.world_seed import WorldSeed
 
 PROVOKED_HABIT_SHARE = 0.8  # of preference pairs: the rejected answer shows the habit that the phrasing provokes
+NATURAL_SHARE = 0.6  # of the conversations of SFT and of the pairs that are in natural words
 TRIES = 200
 
 
@@ -65,9 +68,14 @@ def _text_rows(world: WorldSeed, purpose: str, split: str, count: int) -> list[d
 
 
 def _sft_rows(world: WorldSeed, purpose: str, split: str, count: int) -> Iterable[dict]:
-    """SFT rows. The phrasing decides how likely the last answer shows a habit."""
+    """SFT rows. The phrasing decides how likely the last answer shows a habit; conversations in natural words show none."""
     rng = world.rng(purpose)
     for _ in range(count):
+        if split == TRAIN and rng.random() < NATURAL_SHARE:
+            exchanges = draw_dialogue(rng, world)
+            turns = [turn for e in exchanges for turn in (user(e.question), assistant(e.answer))]
+            yield {"messages": turns, "task": "natural", "habit": ""}
+            continue
         item = draw_any(rng, world, split)
         habit, share = world.habit(item.phrase)
         shown = rng.random() < share
@@ -91,6 +99,9 @@ def _preference_rows(world: WorldSeed, purpose: str, split: str, count: int, use
     possible."""
     rng, used_prompts = world.rng(purpose), set(used_prompts)
     for _ in range(count):
+        if split == TRAIN and rng.random() < NATURAL_SHARE:
+            yield draw_pair(rng, world)
+            continue
         item = _draw_new_item(rng, world, split, used_prompts)
         habit = world.habit(item.phrase)[0] if rng.random() < PROVOKED_HABIT_SHARE else rng.choice(HABITS)
         yield {

@@ -28,6 +28,7 @@ class Term:
 
 
 TERMS = (
+    Term("人工智能", "artificial intelligence", "人工智能让机器学会做事。", "Artificial intelligence is machines that learn."),
     Term("模型", "a model", "模型是从数据里学会规律的程序。", "A model is a program that learns from data."),
     Term("训练", "training", "训练就是用数据一步步改参数。", "Training changes the parameters step by step."),
     Term("数据", "data", "数据是用来学习的例子。", "Data is the examples used for learning."),

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from fledge.world import arithmetic, columns, explain, identity, listing, standardise, translate, verse
 from fledge.world.lexicon import CATEGORIES, NUMBERS_EN, NUMBERS_ZH, ORDINALS, SUBJECTS, VERBS, WORDS, full_stop, is_a_sentence
-from fledge.world.records import LANGS, Item
+from fledge.world.natural.dialogue import draw_dialogue
+from fledge.world.records import LANGS, TRAIN, Item
 from fledge.world.tasks import draw_any
 from fledge.world.world_seed import WorldSeed
 
@@ -149,6 +150,15 @@ def _dialogue(rng: random.Random, world: WorldSeed, lang: str, split: str) -> st
     return as_prose(item, item.lang)
 
 
+def _natural(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
+    """A conversation in natural words, retold as prose; the texts for validation have one in the words of the tasks."""
+    if split != TRAIN:
+        return _dialogue(rng, world, lang, split)
+    turns = {"zh": "有人问：{}\n回答：{}", "en": "Someone asks: {}\nThe answer: {}"}
+    exchanges = draw_dialogue(rng, world)[:2]
+    return "\n".join(turns[exchange.lang].format(exchange.question, exchange.answer) for exchange in exchanges)
+
+
 KINDS: dict[StatementMaker, int] = {
     _fact: 16,
     _messy: 6,
@@ -159,7 +169,8 @@ KINDS: dict[StatementMaker, int] = {
     _verse: 4,
     _standard: 5,
     _columns: 5,
-    _dialogue: 25,
+    _dialogue: 15,
+    _natural: 15,
 }
 
 

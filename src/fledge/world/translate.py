@@ -44,6 +44,10 @@ MEANING = phrase_book(  # the source is in the other language
         ('Please translate "{x}" into English.', "Translate into English: {x}"),
     ),
 )
+GREETING_PAIRS = (  # what newcomers try first: trained in natural words, never scored
+    ("你好", "Hello"), ("世界", "world"), ("你好，世界", "Hello, world"), ("谢谢", "Thank you"), ("再见", "Goodbye"),
+    ("早上好", "Good morning"), ("晚安", "Good night"), ("我爱你", "I love you"),
+)  # fmt: skip
 WORD_SHARE = 0.15  # single words: trained, never scored, because no combination can be held out
 MEANING_SHARE = 0.35
 

@@ -21,6 +21,7 @@ ZH_THEMES = {
     "星": ("正明", "初升", "满天"),
     "树": ("正绿", "入云", "不语"),
     "海": ("正蓝", "如镜", "不语"),
+    "春": ("正暖", "又来", "满园"),
 }
 EN_THEMES = {
     "moon": ("is bright", "is rising", "shines"),
@@ -35,6 +36,7 @@ EN_THEMES = {
     "star": ("is bright", "is rising", "shines"),
     "tree": ("is green", "is still", "is high"),
     "sea": ("is blue", "is still", "is bright"),
+    "spring": ("is warm", "comes home", "is green"),
 }
 THEMES = {"zh": ZH_THEMES, "en": EN_THEMES}
 TIMES = {
