@@ -18,7 +18,7 @@ from fledge.findings import Finding
 from fledge.model.cost import ModelCost
 from fledge.model.start_models import StartModels
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings, without_warmup
-from fledge.plan.horizon import TrainingHorizon, capped_batch
+from fledge.plan.horizon import TrainingHorizon, sized_batch
 from fledge.plan.prompt_sharing import share_prompts
 from fledge.plan.stage import check_labels
 from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
@@ -361,7 +361,7 @@ class Preparation:
         models, and notes that explain it."""
         batch, notes = stage.batch, list[str]()
         if batch.tokens_per_step is None:
-            batch, notes = capped_batch(batch, stage.duration, data.train)
+            batch, notes = sized_batch(batch, stage.kind, stage.duration, data.train)
             if not batch.merge_micro_batches or batch.gradient_accumulation_steps == 1:
                 return batch, notes
         from fledge.autotune.compute_config import chosen_device  # they load torch
@@ -373,8 +373,8 @@ class Preparation:
         return batch, [*notes, *chosen, *merged]
 
     def _with_capped_batch(self, stage: Stage, data: StageDataset, recorded: dict[str, Any]) -> Stage:
-        """The stage with the micro-batch that it began with, if the data could not fill the recipe's."""
-        if stage.batch.tokens_per_step is not None or not capped_batch(stage.batch, stage.duration, data.train)[1]:
+        """The stage with the micro-batch that it began with, where the recipe's was `auto` or could not be filled."""
+        if stage.batch.tokens_per_step or not sized_batch(stage.batch, stage.kind, stage.duration, data.train)[1]:
             return stage
         batch = stage.batch.model_copy(update={"micro_batch_size": recorded["micro_batch_size"]})
         return stage.model_copy(update={"batch": batch})

@@ -83,13 +83,14 @@ def _look_at_all(paths: Sequence[str], log: Log) -> tuple[list[DataFile], list[U
 def _described(group: Sequence[DataFile]) -> list[str]:
     """What files that are alike hold, and what of them is left out."""
     amount = amount_of(group)
-    about = "about " if any(file.scale > 1 for file in group) else ""
-    language = f", {amount.han_share:.0%} of its characters Chinese" if amount.han_share >= 0.01 else ""
-    several = f"{len(group):,} files, " if len(group) > 1 else ""
-    used = sum(round(file.used * file.scale) for file in group)
+    used, what = sum(round(file.used * file.scale) for file in group), RULES[group[0].kind].what
+    parts = [f"{len(group):,} files"] if len(group) > 1 else []
+    parts.append(f"about {used:,} {what}" if any(file.scale > 1 for file in group) else f"{used:,} {what}")
+    parts.append(f"{amount.characters:,} characters")
+    if amount.han_share >= 0.01:
+        parts.append(f"{amount.han_share:.0%} of its characters Chinese")
     notes = dict.fromkeys(note for file in group for note in (*file.notices, *file.reasons))
-    what = f"{several}{about}{used:,} {RULES[group[0].kind].what}, {amount.characters:,} characters{language}"
-    lines = [f"{path_of(group)}: {what}" + (f" ({'; '.join(notes)})" if notes else "")]
+    lines = [f"{path_of(group)}: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")]
     left_out = [line for file in group for line in file.left_out.lines()]
     lines += [f"  left out: {line}" for line in left_out[:SHOWN_REASONS]]
     if len(left_out) > SHOWN_REASONS:
@@ -158,8 +159,8 @@ def _account(kinds: dict[str, list[DataFile]], unused: Sequence[Unused]) -> list
     lines = [f"Written by fledge init on {time.strftime('%Y-%m-%d')}, from:"]
     for kind, files in kinds.items():
         rows, left_out = sum(file.used for file in files), sum(file.left_out.counts.total() for file in files)
-        missing = f"; {left_out:,} rows cannot be used" if left_out else ""
-        lines.append(f"  {len(files):,} {'file' if len(files) == 1 else 'files'} of {RULES[kind].what}: {rows:,}{missing}")
+        parts = [f"{len(files):,} file{'s' * (len(files) > 1)} of {RULES[kind].what}: {rows:,}"]
+        lines.append("; ".join(["  " + parts[0], *([f"{left_out:,} rows cannot be used"] if left_out else [])]))
     return lines + [escaped(f"  not used: {one.path}: {one.reason}") for one in unused]
 
 

@@ -11,7 +11,7 @@ class KindRules:
 
     `stage`: its name in a recipe. `what`: its rows, in words. `wanted`: tokens of texts that go on in the next row, rows of
     others, that are to be seen in training; passes over the data are made until then, from `least_passes` to `most_passes`.
-    `by_heart`: whether few rows are learned by heart. `least_batch`: rows of an update, at least.
+    `by_heart`: whether few rows are learned by heart.
     """
 
     stage: str
@@ -21,7 +21,6 @@ class KindRules:
     most_passes: float
     optimizer: str
     by_heart: bool = False
-    least_batch: int = 1
 
 
 PAIRS = {
@@ -46,7 +45,7 @@ RULES: dict[str, KindRules] = {
         by_heart=True,
     ),
     "preference": KindRules(stage="dpo", what="pairs", **PAIRS),
-    "kto": KindRules(stage="kto", what="labelled answers", least_batch=8, **PAIRS),
+    "kto": KindRules(stage="kto", what="labelled answers", **PAIRS),
 }
 """By kind of stage, in the order of the stages."""
 

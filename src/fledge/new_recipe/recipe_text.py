@@ -7,12 +7,14 @@ from typing import Any
 import yaml
 
 from fledge.data.formats import FORMATS
+from fledge.localization import localized
 from fledge.new_recipe.data_files import TRAINING, VALIDATION, DataFile, alike, path_of
 from fledge.new_recipe.kinds import RULES
 from fledge.new_recipe.sizes import Sizes, StageSizes
 
 SAMPLES, SAMPLE_CHARACTERS = 3, 60
 COMMENT_COLUMN = 52
+TOP = "Token numbers are estimates from characters. All keys: docs/recipes.md. Time: aimed at {:g} minutes."
 
 
 def recipe_text(
@@ -21,8 +23,8 @@ def recipe_text(
     """The recipe. `kinds`: kind of stage → its files, in the order of the stages. `command`: how to train it."""
     lines = [
         f"# {command}",
-        *(f"# {_one_line(line)}" for line in notes),
-        f"# Token numbers are estimates from characters. All keys: docs/recipes.md. Time: aimed at {minutes:g} minutes.",
+        *(f"# {_one_line(localized(line))}" for line in notes),
+        f"# {localized(TOP.format(minutes))}",
         f"name: {_scalar(name)}",
         "seed: 1",
     ]
@@ -33,7 +35,7 @@ def recipe_text(
 
 
 def _commented(text: str, why: str) -> str:
-    return f"{text.ljust(COMMENT_COLUMN)} # {_one_line(why)}"
+    return f"{text.ljust(COMMENT_COLUMN)} # {_one_line(localized(why))}"
 
 
 def _one_line(text: str) -> str:
@@ -63,7 +65,7 @@ def _model(sizes: Sizes) -> list[str]:
 def _stage(kind: str, files: Sequence[DataFile], sizes: StageSizes) -> list[str]:
     rules = RULES[kind]
     lines = [
-        f"  {rules.stage}:  # {sizes.rows:,} {rules.what}, about {_short(sizes.tokens)} tokens",
+        f"  {rules.stage}:  # " + localized(f"{sizes.rows:,} {rules.what}, about {_short(sizes.tokens)} tokens"),
         *([f"    kind: {kind}"] if rules.stage != kind else []),
         "    data:",
         "      train:",
@@ -87,7 +89,7 @@ def _stage(kind: str, files: Sequence[DataFile], sizes: StageSizes) -> list[str]
 def _validation(files: Sequence[DataFile], sizes: StageSizes) -> list[str]:
     """What a stage is measured with: the files that are named for it, else a share of the rows."""
     if held_out := [file for file in files if file.purpose == VALIDATION]:
-        return ["      validation:  # so are they named", *(f"        {line}" for line in _sources(held_out))]
+        return [f"      validation:  # {localized('so are they named')}", *(f"        {line}" for line in _sources(held_out))]
     if not sizes.validation:
         return [_commented("      validation: 0", "there are too few different rows to keep some apart")]
     kept = round(sizes.rows * sizes.validation)
@@ -123,7 +125,7 @@ def _sources(files: Sequence[DataFile]) -> list[str]:
     lines = []
     for group in alike(files):
         why = "; ".join(group[0].reasons)
-        lines.append(_source(path_of(group), group[0].source) + (f"  # {_one_line(why)}" if why else ""))
+        lines.append(_source(path_of(group), group[0].source) + (f"  # {_one_line(localized(why))}" if why else ""))
     return lines
 
 
@@ -137,7 +139,7 @@ def _samples(kinds: dict[str, list[DataFile]]) -> list[str]:
     texts = [text for kind, files in kinds.items() if not FORMATS[kind].is_dialogue for file in files for text in file.openings]
     prompts = [one for one in dict.fromkeys(map(str.strip, asked)) if 0 < len(one) <= SAMPLE_CHARACTERS and "\n" not in one]
     beginnings = [text.strip().splitlines()[0][:12] for text in texts if text.strip()]
-    lines = ["generation_samples:  # asked before and after each stage, to see what it has learned"]
+    lines = ["generation_samples:  # " + localized("asked before and after each stage, to see what it has learned")]
     for key, values in (("prompts", prompts), ("texts", beginnings)):
         if values:
             lines.append(f"  {key}: {_scalar(list(dict.fromkeys(values))[:SAMPLES])}")

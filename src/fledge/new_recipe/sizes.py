@@ -12,6 +12,7 @@ from fledge.model.cost import parameters, training_flops_per_token
 from fledge.new_recipe.data_files import TRAINING, Amount, DataFile
 from fledge.new_recipe.kinds import RULES
 from fledge.plan.estimate import MFU, seconds_of
+from fledge.plan.horizon import batch_for_updates
 from fledge.recipe.schema import ModelConfig
 
 SHAPES = ((128, 4, 4, 2, 384), (256, 4, 4, 2, 704), (384, 6, 6, 2, 1024), (512, 8, 8, 2, 1408), (768, 12, 12, 4, 2048))
@@ -29,8 +30,6 @@ TURN_TOKENS = 6  # of the template, for a turn
 TOKENS_PER_PARAMETER = 20  # how a given time is best used (Hoffmann et al. 2022)
 PARAMETERS_PER_TOKEN = 4.0  # seen in training, at most: the quickstart's model has 1.4
 FEW_ROWS = 2000
-MICRO_BATCHES = (32, 16, 8, 4, 2, 1)
-WANTED_UPDATES = 300
 FEWEST_TO_DIVIDE = 5  # different rows: of fewer, none is kept to measure with
 VALIDATION_ROWS, MOST_VALIDATION = 40, 0.15
 
@@ -181,8 +180,6 @@ def _stage(measured: StageSizes, share: float, largest_batch: int) -> StageSizes
     passes = measured.passes * share
     passes = float(math.floor(passes)) if passes >= 2 else float(f"{passes:.2g}")
     rows = measured.tokens * passes / FORMATS[measured.kind].packed_length(measured.context)
-    least = RULES[measured.kind].least_batch
-    batches = [size for size in MICRO_BATCHES if least <= size <= largest_batch]
-    batch = next((size for size in batches if rows / size >= WANTED_UPDATES), least)
+    batch = batch_for_updates(rows, measured.kind, largest_batch)
     updates = max(1, round(rows / batch))
     return replace(measured, passes=passes, micro_batch=batch, updates=updates)

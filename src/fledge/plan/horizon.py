@@ -9,6 +9,11 @@ from fledge.plan.lr_schedule import resolve_steps
 from fledge.recipe.schema import BatchConfig
 from fledge.recipe.units import Duration
 
+MICRO_BATCHES = (32, 16, 8, 4, 2, 1)
+LARGEST_AUTO = 16
+LEAST_ROWS = {"kto": 8}  # its estimate of the KL divergence is over the answers of a batch
+WANTED_UPDATES = 300
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingHorizon:
@@ -90,6 +95,39 @@ def compute_steps(duration: str, batch: BatchConfig, rows_in: Callable[[float], 
         reads_all = horizon(steps, rows, _batch_warmup_unchecked(batch, steps)).micro_batches(steps) >= micro_batches
         low, high = (low, steps) if reads_all else (steps + 1, high)
     return horizon(low, rows, resolve_batch_warmup(batch, low))
+
+
+def batch_for_updates(rows: float, kind: str, largest: int) -> int:
+    """Rows of a micro-batch with which `rows` packed rows give a stage enough updates.
+
+    The most, up to `largest`, that leave 300 of them; as few as the kind of stage can do with where there are too few rows.
+    """
+    least = LEAST_ROWS.get(kind, 1)
+    sizes = [size for size in MICRO_BATCHES if least <= size <= largest]
+    return next((size for size in sizes if rows / size >= WANTED_UPDATES), least)
+
+
+def sized_batch(batch: BatchConfig, kind: str, duration: str, train: PackedDataset) -> tuple[BatchConfig, list[str]]:
+    """The batch of a stage without `tokens_per_step`: a number in place of `auto`, which the data can fill; and sentences about
+    what was chosen."""
+    batch, chosen = auto_batch(batch, kind, duration, train)
+    batch, capped = capped_batch(batch, duration, train)
+    return batch, [*chosen, *capped]
+
+
+def auto_batch(batch: BatchConfig, kind: str, duration: str, train: PackedDataset) -> tuple[BatchConfig, list[str]]:
+    """The batch with a number in place of an `auto` that no `tokens_per_step` belongs to, and a sentence that says so."""
+    if batch.micro_batch_size != "auto" or batch.tokens_per_step is not None:
+        return batch, []
+    length = Duration.parse(duration)
+    if length.unit == "steps":
+        size, why = LARGEST_AUTO, f"the stage has {length.amount:,.0f} steps"
+    else:
+        in_rows = length.unit == "epochs"
+        rows = train.packed_rows_in(length.amount) if in_rows else length.amount / train.packed_length
+        size = batch_for_updates(rows / batch.gradient_accumulation_steps, kind, LARGEST_AUTO)
+        why = f"{rows:,.0f} packed rows are about {rows / size / batch.gradient_accumulation_steps:,.0f} updates"
+    return batch.model_copy(update={"micro_batch_size": size}), [f"micro-batches of {size} rows (auto): {why}"]
 
 
 def capped_batch(batch: BatchConfig, duration: str, train: PackedDataset) -> tuple[BatchConfig, list[str]]:

@@ -87,7 +87,8 @@ class BatchConfig(ConfigModel):
     """The size of an update in rows of `max_seq_len` tokens (preference pairs: twice as many).
 
     `micro_batch_size` rows are computed at a time, `gradient_accumulation_steps` times per update. Or `tokens_per_step` sets
-    the size of an update, and `micro_batch_size: auto` (then the default) is as large as memory allows.
+    the size of an update, and `micro_batch_size: auto` (then the default) is as large as memory allows. Without it, `auto`
+    leaves enough updates for few rows.
     """
 
     micro_batch_size: MicroBatchRows = 16
@@ -147,10 +148,6 @@ class BatchConfig(ConfigModel):
             )
         if self.micro_batch_size == "auto" and not self.merge_micro_batches:
             raise ValueError("micro_batch_size: auto is as large as memory allows: leave merge_micro_batches: false out")
-        if self.micro_batch_size == "auto" and self.tokens_per_step is None:
-            raise ValueError(
-                "micro_batch_size: auto needs tokens_per_step, the size of an update, which does not depend on memory"
-            )
         if self.tokens_per_step is not None and self.warmup is not None:
             raise ValueError(
                 "warmup counts micro-batches: write micro_batch_size and gradient_accumulation_steps instead of tokens_per_step"
