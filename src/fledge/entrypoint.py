@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.errors import EXIT_PEER_LOST, FledgeError, PeerLostError
-from fledge.escaping import escaped
+from fledge.localization import localized, shown
 from fledge.run.code_cache import set_code_cache
 from fledge.run.stopping import SignalHandler
 
@@ -67,17 +67,17 @@ def write_report_and_summarize(run: Path) -> None:
 
     report = write_report(run)
     Terminal().print(stage_table(run))
-    print(escaped(f"report: {report}"))
+    print(shown(f"report: {report}"))
     if is_reward_model(resolve_model_path(str(run))):
-        print(escaped(f"choose answers by it: fledge score FILE MODEL --best-of 8 --reward-model {run}"))
+        print(shown(f"choose answers by it: fledge score FILE MODEL --best-of 8 --reward-model {run}"))
     else:
-        print(escaped(f"talk to it: fledge chat {run}"))
+        print(shown(f"talk to it: fledge chat {run}"))
 
 
 def to_stderr(message: str) -> None:
     """Print a message on stderr, if it can still be written."""
     with suppress(OSError):
-        print(escaped(f"fledge: {message}"), file=sys.stderr, flush=True)
+        print(shown(f"fledge: {message}"), file=sys.stderr, flush=True)
 
 
 def leave_output() -> None:
@@ -105,15 +105,15 @@ def exit_code(
     try:
         return action() or 0
     except PeerLostError as error:
-        log(error.text())
+        log(error.text(localized))
         return EXIT_PEER_LOST
     except FledgeError as error:
         if debug:
             traceback.print_exc()
-        log(error.text())
+        log(error.text(localized))
     except KeyboardInterrupt as stop:  # a run that stopped in good order brings its message and signal
         on_interrupt()
-        log(getattr(stop, "text", "interrupted"))
+        log(localized(getattr(stop, "text", "interrupted")))
         return 128 + getattr(stop, "number", 2)
     except BrokenPipeError:
         leave_output()
@@ -121,5 +121,5 @@ def exit_code(
     except OSError as error:
         if debug:
             traceback.print_exc()
-        log(f"{error.filename or 'a file'}: {error.strerror or error}")
+        log(localized(f"{error.filename or 'a file'}: {error.strerror or error}"))
     return 2

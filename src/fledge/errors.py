@@ -1,6 +1,7 @@
 """Errors that a user can cause and can mend."""
 
 import json
+from collections.abc import Callable
 
 EXIT_PEER_LOST = 3  # exit code of a process that ends because another one of its run has
 
@@ -15,10 +16,11 @@ class FledgeError(Exception):
         self.what, self.where, self.hint = what, where, hint
         super().__init__(self.text())
 
-    def text(self) -> str:
-        """The message as the user reads it: `where: what`, and the hint on its own line."""
-        first = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{first}\n  → {self.hint}" if self.hint else first
+    def text(self, localize: Callable[[str], str] = str) -> str:
+        """The message as the user reads it: `where: what`, and the hint on its own line. `localize` translates a part."""
+        what = localize(self.what)
+        first = f"{localize(self.where)}: {what}" if self.where else what
+        return f"{first}\n  → {localize(self.hint)}" if self.hint else first
 
     def as_json(self) -> str:
         """The error as one line of JSON, for another process."""

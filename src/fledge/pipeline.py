@@ -19,6 +19,7 @@ from fledge.evaluate.prompt_tests import check_cases, load_cases
 from fledge.evaluate.samples import check_samples
 from fledge.evaluate.sets.base import EvaluationSet
 from fledge.evaluate.sets.in_stage import check_sets, load_stage_sets
+from fledge.localization import localized
 from fledge.monitor.run_logger import show_finding
 from fledge.pinned_prompt_tests import PinnedPromptTests
 from fledge.plan import describe_plan
@@ -56,10 +57,13 @@ class Pipeline:
         after_stage: AfterStage | None = None,
         allow: Sequence[str] = (),
         ranks: DistributedContext | None = None,
+        *,
+        startup: StartupTimer | None = None,
     ) -> None:
         """`allow`: keys that may differ from the recipe of a run that is resumed, although what is learned depends on them.
 
-        `after_stage` is called in the main process with the trained model of each stage.
+        `after_stage` is called in the main process with the trained model of each stage. `startup`: the timer of a caller that
+        has done something else before.
         """
         self.recipe, self.console, self.after_stage, self.allow = recipe, console, after_stage, allow
         self.ranks = ranks or DistributedContext()
@@ -71,7 +75,7 @@ class Pipeline:
         )
         self.prompt_tests = PinnedPromptTests(recipe, self.directory, console.log)
         self.evaluation_sets: dict[str, list[EvaluationSet]] = {}  # of unfinished stages; the main process has them
-        self._startup = StartupTimer()
+        self._startup = startup or StartupTimer()
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
@@ -315,12 +319,8 @@ def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
         *(f"  {line}" for line in describe_runtime(recipe.runtime)),
         f"tokenizer: {tokenizer.vocab_size:,} tokens",
     ]
-    device = chosen_device(recipe.runtime)
-    flops, problem, total = None, "", 0.0
-    try:
-        flops = fastest_product(device)
-    except FledgeError as error:  # the rest of the plan is right nevertheless
-        problem = error.what
+    device, total = chosen_device(recipe.runtime), 0.0
+    flops, problem = _speed(device)
     for name in recipe.stages:
         prepared, cost = prepare_stage(preparation, name, tokenizer, console), preparation.model_cost(name, tokenizer)
         inputs = memory_inputs(prepared.stage, cost, prepared.data.train, device)
@@ -329,8 +329,8 @@ def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
         if flops is not None:
             seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
             total += seconds
-            needs += f"; {minutes_text(seconds)} of training"
-            needs += " besides the drawing of answers" if prepared.stage.answers_per_example > 1 else ""
+            drawing = " besides the drawing of answers" if prepared.stage.answers_per_example > 1 else ""
+            needs += f"; {minutes_text(seconds)} of training{drawing}"
         lines += [name, *_described(prepared), f"  needs: {needs}"]
         for warning in prepared.warnings:
             lines += [f"  warning: {warning.where}: {warning.message}", f"    → {warning.hint}"]
@@ -341,10 +341,20 @@ def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
         lines.append(
             f"in all {minutes_text(total)} of training on this {device}, {speed}; compiling and the start are not counted"
         )
+    lines = [localized(line) for line in lines]
     if not full:
-        return "\n".join([*lines, "--full prints the recipe with all defaults too"])
+        return "\n".join([*lines, localized("--full prints the recipe with all defaults too")])
     plan = [f"# {line}" for line in "\n".join(lines).splitlines()]  # a name of a file may have several lines
-    return "\n".join(["# the recipe with all defaults; the plan is at the end", to_yaml(recipe), *plan])
+    return "\n".join(["# " + localized("the recipe with all defaults; the plan is at the end"), to_yaml(recipe), *plan])
+
+
+def _speed(device: str) -> tuple[float | None, str]:
+    """FLOP/s of matrix products of a device, or None and the reason why they cannot be measured: the rest of a plan is right
+    nevertheless."""
+    try:
+        return fastest_product(device), ""
+    except FledgeError as error:
+        return None, error.what
 
 
 def _described(prepared: PreparedStage) -> list[str]:

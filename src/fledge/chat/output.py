@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from fledge.escaping import escaped
 from fledge.generation import Engine, SamplingParams, SwitchableEngine, decode_stream, find_adapters, load_engine
+from fledge.localization import shown
 from fledge.model.locate import locate_model
 from fledge.tokenizer import Message, Tokenizer
 
@@ -17,7 +18,7 @@ def load(path: str, adapters: Sequence[str] = (), *, together: int = 1) -> Switc
 
 def tell(text: str) -> None:
     """Show a line that is not of the model."""
-    print(escaped(text), file=sys.stderr)
+    print(shown(text), file=sys.stderr)
 
 
 class StoppedAnswer(Exception):

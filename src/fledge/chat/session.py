@@ -13,6 +13,7 @@ from fledge.chat.output import StoppedAnswer, load, print_answer, tell
 from fledge.chat.reader import line_reader
 from fledge.errors import FledgeError
 from fledge.generation import PromptTooLongError, SamplingParams, SwitchableEngine
+from fledge.localization import localized
 from fledge.model.adapter_switch import NO_ADAPTER
 
 ANSWER_FRACTION = 4  # a quarter of the positions is kept for the answer, unless it may have fewer tokens
@@ -59,7 +60,9 @@ def chat(model_path: str, params: SamplingParams, *, adapters: Sequence[str] = (
     """
     read = line_reader(COMMANDS)
     session = Session(load(model_path, adapters), params, Conversation(system or None))
-    tell(f"talking to {model_path}{_with_adapter(session.loaded)}; /help lists the commands, /quit leaves")
+    adapter = session.loaded.active
+    tell(f"talking to {model_path}" if adapter is None else f"talking to {model_path} with the adapter {adapter}")
+    tell("/help lists the commands, /quit leaves")
     with _interrupts_as_in_python():
         while True:
             try:
@@ -103,10 +106,10 @@ def _interrupts_as_in_python() -> Iterator[None]:
 
 def _help(session: Session, _: str) -> None:
     width = max(len(f"{name} {command.argument}") for name, command in COMMANDS.items()) + 2
-    lines = [
-        f"{f'{name} {command.argument}'.strip():<{width}}{command.help}" for name, command in COMMANDS.items() if command.help
-    ]
-    tell("\n".join(lines) + f"\n{KEYS}")
+    for name, command in COMMANDS.items():
+        if command.help:
+            tell(f"{f'{name} {command.argument}'.strip():<{width}}{localized(command.help)}")
+    tell(KEYS)
 
 
 def _new(session: Session, _: str) -> None:
@@ -116,7 +119,7 @@ def _new(session: Session, _: str) -> None:
 def _undo(session: Session, _: str) -> None:
     question = session.conversation.undo()
     left = len(session.conversation.rounds) // 2
-    stays = "no round is left" if not left else f"{left} round{'s' * (left > 1)} before it stay{'s' * (left == 1)}"
+    stays = "no round is left" if not left else "1 round before it stays" if left == 1 else f"{left} rounds before it stay"
     tell("there is nothing to take back" if question is None else f"taken back: {question} ({stays})")
 
 
@@ -147,7 +150,8 @@ def _adapter(session: Session, name: str) -> None:
         tell(f"adapters: {listed}" if listed else "there are no adapters: start with fledge chat MODEL --adapter DIR")
         return
     loaded.set_adapter(name)
-    tell(f"the next answer is{_with_adapter(loaded) or ' of the base model alone'}; /new starts a new conversation")
+    by = "by the base model alone" if loaded.active is None else f"with the adapter {loaded.active}"
+    tell(f"the next answer is {by}; /new starts a new conversation")
 
 
 @dataclass(frozen=True)
@@ -171,12 +175,10 @@ COMMANDS = {
     "/quit": Command(None, "leave; so do /exit, Ctrl-D and the end of the input"),
     "/exit": Command(None, ""),
 }
-KEYS = """Put a blank before a message that begins with a slash. Arrow keys edit the line and bring back earlier ones, Alt-Enter
-begins a new line, pasted lines are one message, and Ctrl-C stops an answer."""
-
-
-def _with_adapter(loaded: SwitchableEngine) -> str:
-    return "" if loaded.active is None else f" with the adapter {loaded.active}"
+KEYS = (
+    "Put a blank before a message that begins with a slash. Arrow keys edit the line and bring back earlier ones, Alt-Enter "
+    "begins a new line, pasted lines are one message, and Ctrl-C stops an answer."
+)
 
 
 @contextmanager
@@ -185,6 +187,6 @@ def _shown_errors() -> Iterator[None]:
     try:
         yield
     except PromptTooLongError as error:
-        tell(FledgeError(error.what, where="this message", hint="write a shorter one").text())
+        tell(FledgeError(error.what, where="this message", hint="write a shorter one").text(localized))
     except FledgeError as error:
-        tell(error.text())
+        tell(error.text(localized))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
+from fledge.cli.completion import add_completion
 from fledge.cli.evaluation import add_eval
 from fledge.cli.init import add_init
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
@@ -12,6 +13,7 @@ from fledge.cli.prefer_arguments import add_prefer
 from fledge.cli.rate import add_rate
 from fledge.cli.runs_arguments import add_runs
 from fledge.export.targets import TARGETS as TARGETS_OF_EXPORT
+from fledge.localization import LANGUAGES
 from fledge.version import __version__
 
 DESCRIPTION = """fledge raises small language models: raw text -> tokenizer -> pretrain -> SFT -> DPO -> a model to talk to.
@@ -59,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fledge {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--language", choices=LANGUAGES, help="language of all messages, anywhere on the line (default: that of LANG)"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_quickstart(commands)
     add_init(commands)
@@ -73,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_runs(commands)
     _add_export(commands)
     _add_report(commands)
+    add_completion(commands)
     return parser
 
 
@@ -86,7 +92,6 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
         "--plots", type=os.path.expanduser, metavar="DIR", help="write the figures of the run as files instead of the page"
     )
     report.add_argument("--format", choices=PLOT_FORMATS, help="with --plots: format of the files (default svg)")
-    report.add_argument("--language", choices=("en", "zh"), help="with --plots: language of the labels (default en)")
 
 
 def _add_quickstart(commands: argparse._SubParsersAction) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
+from fledge.cli.completion import complete_if_asked, completion_script
+from fledge.cli.data_commands import run_data
 from fledge.cli.evaluation import run_eval
 from fledge.cli.init import run_init
+from fledge.cli.localized_help import localize_parser, take_language
 from fledge.cli.prefer_commands import run_prefer
 from fledge.cli.rate import run_rate
 from fledge.cli.runs_commands import run_runs
 from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
+from fledge.localization import language, set_language, shown
 from fledge.run.code_cache import set_code_cache
 from fledge.run.stopping import SignalHandler
 
@@ -33,8 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning halve the speed of a machine that also does something else; read when torch loads.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    argv = _speak(list(sys.argv[1:] if arguments is None else arguments))
     parser = build_parser()
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    complete_if_asked(parser)
+    if language() != "en":
+        localize_parser(parser)
     debug = "--debug" in argv
     kept, overrides = split_overrides([argument for argument in argv if argument != "--debug"], parser)
     options = parser.parse_args(kept)
@@ -53,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_worker_and_exit(run) if is_worker_process() else run()
 
 
+def _speak(argv: list[str]) -> list[str]:
+    """Speak the language of `--language`, or that of the environment; returns the command line without the option."""
+    try:
+        argv, code = take_language(argv)
+    except ValueError as error:
+        build_parser().error(str(error))
+    if code is not None:
+        set_language(code)
+    return argv
+
+
 def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[str]) -> int | None:
     """Run the command that the options name; returns its exit code, None for 0."""
     set_code_cache()
@@ -61,9 +79,11 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
     if options.command == "runs":
         return run_runs(options)
     if options.command == "data":
-        _run_data(options, overrides)
+        run_data(options, overrides)
     elif options.command == "init":
         run_init(options)
+    elif options.command == "completion":
+        print(escaped(completion_script(options.shell)))
     elif options.command == "report":
         _run_report(options)
     elif options.command == "score":
@@ -159,93 +179,9 @@ def _on_cluster(options: argparse.Namespace, training: TrainCommand, folder: Pat
     if options.cluster == "ray":
         return run_on_ray(training, folder, processes, MAX_RESTARTS if options.restarts is None else options.restarts)
     job = submit(training, folder, nodes, processes, options.slurm)
-    print(escaped(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes"))
-    print(escaped(f"its logs: {job.paths.stdout}, {job.paths.stderr}"))
+    print(shown(f"submitted as Slurm job {job.job_id}: {nodes * processes} processes"))
+    print(shown(f"its logs: {job.paths.stdout}, {job.paths.stderr}"))
     return 0
-
-
-def _run_data(options: argparse.Namespace, overrides: Overrides) -> None:
-    from fledge.run import Console
-
-    if options.action == "make":
-        return _run_make(options, overrides)
-    log, target, stage = Console().log, options.target, options.stage
-    if options.action == "build":
-        _run_build(options, overrides)
-    elif options.action == "stats":
-        from fledge.inspect.stats import stats
-
-        stats(
-            target,
-            overrides,
-            stage=stage,
-            kind=options.kind,
-            tokenizer_path=options.tokenizer,
-            as_json=options.json,
-            page=options.page,
-            log=log,
-        )
-    elif options.action == "check":
-        from fledge.inspect.check import check
-
-        check(target, overrides, stage, as_json=options.json, model=options.with_model, log=log)
-    elif options.action == "account":
-        from fledge.inspect.account import Filter, account
-
-        account(
-            target,
-            overrides,
-            stage=stage,
-            row_filter=Filter(options.source, options.reason, options.state),
-            row=options.row,
-            limit=options.limit,
-            as_json=options.json,
-            log=log,
-        )
-    else:
-        from fledge.inspect.show import show
-
-        show(target, overrides, stage=stage, offset=options.offset, limit=options.limit, row=options.row, log=log)
-
-
-def _run_make(options: argparse.Namespace, overrides: Overrides) -> None:
-    from fledge.tasks import make
-
-    if overrides:
-        raise FledgeError(
-            "this command has no recipe", where=f"--{overrides[0][0]}", hint="`fledge data make --help` lists its options"
-        )
-    folder = Path(options.out)
-    report = make(options.task, folder, options.seed, options.rows)
-    for split, rows in report["rows"].items():
-        groups = ", ".join(f"{count:,} {name}" for name, count in report["groups"][split].items())
-        print(
-            escaped(
-                f"{folder / split}.jsonl: {rows:,} rows"
-                + (f": {groups}, which training does not have" if split != "train" else "")
-            )
-        )
-    print(escaped(f"{folder / 'report.json'}: what is held out, with counts"))
-
-
-def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:
-    from fledge.data.build.executors import chosen_executor
-    from fledge.recipe import load_recipe
-    from fledge.run import Console
-
-    if options.stage is not None:
-        raise FledgeError("all stages are built together: they share a tokenizer", where="--stage", hint="leave it out")
-    recipe = load_recipe(options.target, overrides)
-    executor = chosen_executor(options.executor, options.workers, options.slurm)
-    from fledge.build_dataset import build
-
-    for name, data in build(recipe, Path(options.out), executor, Console().log).items():
-        held_out = data.validation.num_tokens if data.validation else 0
-        tokens, packed_rows = data.train.num_tokens, len(data.train)
-        print(escaped(f"{name}: {tokens:,} tokens in {packed_rows:,} packed rows an epoch, {held_out:,} for validation"))
-        for line in data.report.lines():
-            print(escaped(f"  {line}"))
-    print(escaped(f"train from it: fledge train {' '.join(options.target)} --built_dataset {options.out}"))
 
 
 def _run_generation(options: argparse.Namespace) -> None:
@@ -347,21 +283,21 @@ def _run_export(options: argparse.Namespace) -> None:
 
     folder, lines = export_model(options.model, to=options.to, weight_type=options.type, out=options.out, log=Console().log)
     for line in lines:
-        print(escaped(line))
-    print(escaped(str(folder)))
+        print(shown(line))
+    print(shown(str(folder)))
 
 
 def _run_report(options: argparse.Namespace) -> None:
     runs = [Path(run) for run in options.run]
-    if options.plots is None and (given := [name for name in ("format", "language") if getattr(options, name) is not None]):
-        raise FledgeError("it belongs to --plots", where=f"--{given[0]}", hint="write --plots DIR too")
+    if options.plots is None and options.format is not None:
+        raise FledgeError("it belongs to --plots", where="--format", hint="write --plots DIR too")
     if len(runs) > 1 and options.plots is not None:
         raise FledgeError("plots are written for one run", where="--plots", hint="name one run")
     if len(runs) == 1 and options.out is not None:
         raise FledgeError("the report of one run is its report.html", where="--out", hint="name two runs or more to compare")
     try:
         for file in _write_reports(runs, options):
-            print(escaped(str(file)))
+            print(shown(str(file)))
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = next((str(run) for run in runs if not run.is_dir()), options.run[0])
         raise FledgeError("there is no such run", where=missing) from error
@@ -376,7 +312,7 @@ def _write_reports(runs: list[Path], options: argparse.Namespace) -> list[Path]:
     if options.plots is not None:
         from fledge.report.plots import write_plots
 
-        return write_plots(runs[0], Path(options.plots), options.format or "svg", options.language or "en")
+        return write_plots(runs[0], Path(options.plots), options.format or "svg", language())
     from fledge.report import write_report
 
     return [write_report(runs[0])]

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from fledge.errors import FledgeError
-from fledge.escaping import escaped
+from fledge.localization import shown
 
 MINUTES = 10.0  # of training
 LEAST_MINUTES = 0.05
@@ -34,4 +34,4 @@ def run_init(options: argparse.Namespace) -> None:
     if not LEAST_MINUTES <= options.minutes < float("inf"):
         raise FledgeError(f"it must be a number of at least {LEAST_MINUTES:g}", where="--minutes")
     for line in create_recipe(options.files, Path(options.out), options.name, options.minutes, Console().log):
-        print(escaped(line))
+        print(shown(line))

@@ -4,7 +4,8 @@ import argparse
 import json
 
 from fledge.errors import FledgeError
-from fledge.escaping import escaped, escaped_json
+from fledge.escaping import escaped_json
+from fledge.localization import shown
 
 
 def run_prefer(options: argparse.Namespace) -> None:
@@ -84,7 +85,7 @@ def _agreement(options: argparse.Namespace) -> None:
 
 def _print(lines: list[str]) -> None:
     for line in lines:
-        print(escaped(line))
+        print(shown(line))
 
 
 ACTIONS = {"sample": _sample, "rank": _rank, "pairs": _pairs, "agreement": _agreement}

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from fledge.escaping import escaped
+from fledge.localization import shown
 
 
 def add_rate(commands: argparse._SubParsersAction) -> None:
@@ -60,7 +60,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _print(lines: list[str]) -> None:
     for line in lines:
-        print(escaped(line))
+        print(shown(line))
 
 
 ACTIONS = {"sheet": _sheet, "ask": _ask, "report": _report}

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fledge.escaping import escaped, escaped_json
+from fledge.escaping import escaped_json
+from fledge.localization import shown
 
 
 def run_runs(options: argparse.Namespace) -> int | None:
@@ -20,7 +21,7 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         return _print_json(as_json(runs))
     if not runs:
-        print(escaped(f"{options.folder}: no run here"))
+        print(shown(f"{options.folder}: no run here"))
         return
     from fledge.runs.tables import print_list
 
@@ -60,7 +61,7 @@ def _verdict(options: argparse.Namespace) -> int:
         _print_json(found.as_dict())
     else:
         for line in verdict_lines(found):
-            print(escaped(line))
+            print(shown(line))
     return found.exit_code
 
 

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from fledge.data.analysis.lengths import Lengths
 from fledge.data.analysis.statistics import SourceStatistics, StageStatistics
 from fledge.data.formats import FORMATS
 from fledge.inspect.inspection import StageInspection
 from fledge.inspect.tables import MARKS, percent
+from fledge.localization import translated
 from fledge.report.html_page import render_page
+from fledge.report.i18n import WORDS as TEXTS
 from fledge.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
@@ -51,8 +55,16 @@ class Plot:
 
 
 def _words(text: str) -> dict[str, str]:
-    """A text of this page, which is in English, as the script of all pages reads it."""
-    return {"en": text, "zh": text}
+    """A text of this page in both languages, as the script of all pages reads it."""
+    return {"en": text, "zh": translated(text, "zh")}
+
+
+def _both(text: str) -> Markup | str:
+    """A text of this page in both languages; the page shows one of them."""
+    chinese = translated(text, "zh")
+    if chinese == text:
+        return text
+    return Markup('<span class="en" lang="en">{}</span><span class="zh" lang="zh-CN">{}</span>').format(text, chinese)
 
 
 def plots(statistics: StageStatistics) -> list[Plot]:
@@ -177,7 +189,8 @@ def render(title: str, inspections: Sequence[StageInspection], tokenizer: Tokeni
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "template": tokenizer.template.name},
         "inspections": inspections,
         "figures": figures,
+        "w": TEXTS,
         "marks": {level: mark for level, (mark, _) in MARKS.items()},
     }
-    filters = {"percent": percent, "whole": lambda number: "–" if number is None else f"{number:,.0f}"}
+    filters = {"both": _both, "percent": percent, "whole": lambda number: "–" if number is None else f"{number:,.0f}"}
     return render_page(HERE / "data_page.html.j2", values, specifications, styles=[HERE / "page.css"], filters=filters)

@@ -14,7 +14,7 @@ from fledge.inspect.builds import OpenBuild, builds_of, open_build
 from fledge.inspect.row_lookup import find_rows, parse_row_location
 from fledge.inspect.target import Overrides
 from fledge.run import Log
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import Terminal, Verbatim
 from fledge.tokenizer import Tokenizer
 from fledge.tokenizer.pieces import token_texts
 
@@ -55,7 +55,7 @@ def paint(
 
     The first token has no weight, because no position predicts it.
     """
-    text, before = Text(), 0.0
+    text, before = Verbatim(), 0.0
     shown_texts = _visible_texts(tokenizer, tokens)
     for number, (weight, (shown, is_control)) in enumerate(zip(weights.tolist(), shown_texts, strict=True)):
         weight = weight if number else 0.0

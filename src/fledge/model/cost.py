@@ -144,9 +144,9 @@ class ModelCost:
 
     def state_bytes(self, optimizer: str, adapter: int | None = None) -> float:
         """Bytes held from step to step: float32 weights, their gradients, and the optimizer's state. Only the matrices of the
-        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32. Adafactor has two
-        numbers for each row and column of any matrix. With an adapter of that many parameters, which AdamW trains, the weights
-        have neither."""
+        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32. Adafactor has one
+        number for each row and one for each column of a matrix. With an adapter of that many parameters, which AdamW trains,
+        the weights have neither."""
         if adapter is not None:
             return 4 * self.parameters().total + (8 + STATE_BYTES["adamw"]) * adapter
         total, tables = self.parameters().total, self.table_parameters

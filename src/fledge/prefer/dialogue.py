@@ -10,12 +10,13 @@ from rich.rule import Rule
 from rich.text import Text
 
 from fledge.data.parsing.prompts import Prompt
+from fledge.localization import localized
 from fledge.prefer.journal import JournalWriter, Line
 from fledge.prefer.prompts import shown_turns
 from fledge.prefer.ratings import replayed
 from fledge.run import Console
 from fledge.run.stopping import Interrupted
-from fledge.run.terminal import Terminal
+from fledge.run.terminal import Terminal, Verbatim
 
 UNDO, QUIT, HELP = ("u", "undo", "/undo"), ("q", "quit", "exit", "/quit", "/exit"), ("?", "h", "help", "/help")
 
@@ -68,9 +69,10 @@ class Dialogue:
                 writer.append([{"undo": 1}])
                 return -1
             if word in HELP:
-                terminal.print(self.words)
+                terminal.print(localized(self.words))
             elif word:
-                terminal.print("there is nothing to undo" if word in UNDO else f"'{word[:20]}' is no answer; ? explains them")
+                problem = "there is nothing to undo" if word in UNDO else f"'{word[:20]}' is no answer; ? explains them"
+                terminal.print(localized(problem))
 
 
 def show(terminal: Terminal, title: str, prompt: Prompt, answers: Mapping[str, str]) -> None:
@@ -79,8 +81,8 @@ def show(terminal: Terminal, title: str, prompt: Prompt, answers: Mapping[str, s
     terminal.print()
     terminal.print(Rule(Text(title), align="left", style="bold"))
     for who, text in shown_turns(prompt):
-        terminal.print(Text.assemble((f"{who}: ", "bold"), text))
+        terminal.print(Text(f"{who}: ", style="bold"), Verbatim(text), sep="")
     for heading, text in answers.items():
         terminal.print(Rule(Text(heading), align="left", style="cyan"))
-        terminal.print(Text(text or "(empty)"))
+        terminal.print(Verbatim(text) if text else Text("(empty)"))
     terminal.print(Rule(style="dim"))

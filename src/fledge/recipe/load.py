@@ -228,9 +228,9 @@ def _explain(error: Any, layers: _Layers) -> str:
 
 def _section_wanted(key: Key, value: Any) -> str:
     """The message for a value where a section belongs."""
-    example = f", such as {EXAMPLE}" if key == ("stages",) else ""
-    dash = "; leave out the `-` before its keys" if isinstance(value, list) else ""
-    return f"this is a section of keys, `key: value`{example}{dash}"
+    section = "this is a section of keys, `key: value`"
+    section = f"{section}, such as {EXAMPLE}" if key == ("stages",) else section
+    return f"{section}; leave out the `-` before its keys" if isinstance(value, list) else section
 
 
 def _as_share(error: Any) -> str:

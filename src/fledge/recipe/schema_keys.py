@@ -32,6 +32,7 @@ KINDS: dict[str, type[BaseModel]] = {
 }
 ALIASES = {"dpo": "preference"}  # stage names that imply a kind
 STAGES: Models = tuple(KINDS.values())
+MAX_OPTIONS = 60  # that a shell lists at a time
 
 
 def preset_names() -> list[str]:
@@ -188,3 +189,21 @@ def accepts_bool(path: str, models: Models) -> bool:
     for section in sections:
         models = models_at(models, section, {})
     return not has_key(models, name) or any("bool" in repr(_annotation(model, name)) for model in models)
+
+
+def option_names(prefix: str, stages: Mapping[str, Any]) -> list[str]:
+    """The options `--a.b.c` that begin with a prefix, for completion in a shell: whole keys, or the next part of very many.
+
+    `stages`: the stages of the recipe by name, as they are written; the kinds of stage where none are known.
+    """
+    paths = [path for path in _paths(Recipe, "") if path != "stages"]
+    for name, stage in (stages or dict.fromkeys(KINDS, None)).items():
+        for model in stage_models(name, stage)[:1]:
+            paths += [f"stages.{name}.{path}" for path in _paths(model, "")]
+    sections = {path.rpartition(".")[0] for path in paths}
+    typed = prefix.removeprefix("--")
+    found = [path for path in dict.fromkeys(paths) if path.startswith(typed) and path not in sections]
+    if len(found) > MAX_OPTIONS:
+        depth = typed.count(".") + 1
+        found = list(dict.fromkeys(".".join(path.split(".")[:depth]) for path in found))
+    return [f"--{path}" for path in found]

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from fledge.escaping import escaped_line
+from fledge.localization import localized
 
 BAR_WIDTH = 24
 PLAIN_SECONDS = 10.0  # between progress lines without a terminal
@@ -65,16 +66,16 @@ class Console:
         return self._rich
 
     def log(self, text: str = "", style: str | None = None) -> None:
-        """Show one line."""
-        self._print(text, style=style)
+        """Show one line, a message in English that is shown in the language of the process."""
+        self._print(localized(text), style=style)
 
     def title(self, text: str) -> None:
         """Show the title of a section."""
         self.log()
-        self.log(f"── {text} ", style="bold")
+        self._print(f"── {localized(text)} ", style="bold")
 
     def show(self, renderable: Any) -> None:
-        """Show a rich table or panel."""
+        """Show a rich table or panel, or a text as it is."""
         self._print(renderable)
 
     def _print(self, renderable: Any, style: str | None = None) -> None:
@@ -92,7 +93,7 @@ class Console:
             yield _Plain(self, label, total, every)
             return
         bar = progress_bar(self._terminal())
-        task = bar.add_task(escaped_line(label), total=total, completed=done, text="")
+        task = bar.add_task(escaped_line(localized(label)), total=total, completed=done, text="")
         with suppress(OSError):
             bar.start()
         try:
@@ -135,7 +136,7 @@ class _Live(Progress):
         self._bar, self._task = bar, task
 
     def update(self, done: int, text: str = "") -> None:
-        self._bar.update(self._task, completed=done, text=escaped_line(text))
+        self._bar.update(self._task, completed=done, text=escaped_line(localized(text)))
 
 
 class _Plain(Progress):
@@ -149,4 +150,4 @@ class _Plain(Progress):
         now = time.monotonic()
         if done == self._total or (done % self._every == 0 and now - self._last_line >= PLAIN_SECONDS):
             self._last_line = now
-            self._console.log(f"{self._label} {done:,}/{self._total:,} {text}")
+            self._console.show(f"{localized(self._label)} {done:,}/{self._total:,} {localized(text)}")
