@@ -27,12 +27,12 @@ class TrainCommand:
     def run(self, stopping: SignalHandler) -> None:
         """Train as one rank of the process group that the environment describes, or alone. The main process writes the report.
 
-        `stopping` listens for signals. They wait while libraries are loaded, some of which swallow whatever is raised.
+        `stopping` listens for signals.
         """
         from fledge.recipe import load_recipe
         from fledge.run import Console
 
-        with stopping.deferred():
+        with stopping.at_once():
             from fledge.distributed.context import DistributedContext, is_peer_lost_error
             from fledge.pipeline import Pipeline
 

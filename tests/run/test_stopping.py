@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -61,3 +64,19 @@ def test_the_previous_signal_handlers_are_restored() -> None:
 
 def test_interrupted_is_not_caught_by_except_exception() -> None:
     assert not issubclass(Interrupted, Exception)
+
+
+def test_a_signal_while_libraries_are_loaded_ends_the_process_at_once() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from fledge.run.stopping import SignalHandler\n"
+        "with SignalHandler(lambda text: print(text, flush=True), 'stopped on request') as stopping, stopping.at_once():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(20)\n"
+        "    except BaseException:\n"  # as some libraries swallow whatever is raised
+        "        time.sleep(20)\n"
+    )
+    started = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout) == (130, "stopped on request\n") and time.monotonic() - started < 10

@@ -24,9 +24,9 @@ Start here:
   fledge init MY_DATA                        a recipe for your own data, with reasons
   fledge train RECIPE.yaml                   train as a recipe says (docs/recipes.md)
 """
-MINUTES, SEED = 5.0, 7  # of the quickstart
+MINUTES, SEED = 5.7, 7  # of the quickstart
 ROWS = 4000  # of `data make`
-TASKS = ("vehicle", "columns")  # as fledge.tasks has them, which is not loaded for the help
+TASKS = ("vehicle", "columns", "world")  # as fledge.tasks and fledge.world have them, which are not loaded for the help
 MAX_RESTARTS = 3  # of all processes of a run
 PLOT_FORMATS = ("svg", "png", "pdf")  # as fledge.report.plots has them, which is not loaded for the help
 Overrides = list[tuple[str, str]]
@@ -202,7 +202,11 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
 
 
 def _add_make(actions: argparse._SubParsersAction) -> None:
-    make = actions.add_parser("make", help="rows of a task, with a test of names that training never shows", allow_abbrev=False)
+    make = actions.add_parser(
+        "make",
+        help="rows of a task with a test of names that training never shows, or the world of the quickstart",
+        allow_abbrev=False,
+    )
     make.add_argument("task", choices=TASKS, help="which rows")
     make.add_argument("--out", type=os.path.expanduser, metavar="DIR", required=True, help="folder of the files")
     make.add_argument("--rows", type=int, default=ROWS, help=f"training rows (default {ROWS})")

@@ -19,7 +19,7 @@ from fledge.cli.runs_commands import run_runs
 from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
-from fledge.localization import language, set_language, shown
+from fledge.localization import language, localized, set_language, shown
 from fledge.run.code_cache import set_code_cache
 from fledge.run.stopping import SignalHandler
 
@@ -101,10 +101,11 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
     return None
 
 
-def _run_quickstart(options: argparse.Namespace) -> None:
-    from fledge.quickstart import quickstart
-    from fledge.recipe.sections.base import check_name
-    from fledge.run import Console
+def _run_quickstart(options: argparse.Namespace, stopping: SignalHandler) -> None:
+    with stopping.at_once():
+        from fledge.quickstart import quickstart
+        from fledge.recipe.sections.base import check_name
+        from fledge.run import Console
 
     if options.resume and (options.minutes is not None or options.seed is not None):
         raise FledgeError("--resume uses the stored recipe", hint="leave --minutes and --seed out")
@@ -320,9 +321,9 @@ def _write_reports(runs: list[Path], options: argparse.Namespace) -> list[Path]:
 
 def _run_with_signals(options: argparse.Namespace, overrides: Overrides, argv: list[str]) -> int | None:
     """Run `quickstart` or `train`. SIGTERM ends both as SIGINT does, also before the data is read and after the last step."""
-    with SignalHandler(lambda text: None, "stopped on request") as stopping:
+    with SignalHandler(lambda text: to_stderr(localized(text)), "stopped on request") as stopping:
         if options.command == "quickstart":
-            _run_quickstart(options)
+            _run_quickstart(options, stopping)
             return 0
         return _run_train(options, overrides, argv, stopping)
 

@@ -1,6 +1,7 @@
 """The actions of `fledge data`: each calls one function, which shows its result."""
 
 import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fledge.cli.arguments import Overrides
@@ -54,19 +55,34 @@ def run_data(options: argparse.Namespace, overrides: Overrides) -> None:
 
 
 def _run_make(options: argparse.Namespace, overrides: Overrides) -> None:
-    from fledge.tasks import make
-
     if overrides:
         raise FledgeError(
             "this command has no recipe", where=f"--{overrides[0][0]}", hint="`fledge data make --help` lists its options"
         )
-    folder = Path(options.out)
+    for line in MAKERS.get(options.task, _make_task)(options, Path(options.out)):
+        print(shown(line))
+
+
+def _make_world(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    from fledge.world import make_world
+
+    for name, rows in make_world(folder, options.seed, options.rows)["rows"].items():
+        yield f"{folder / name}: {rows:,} rows"
+    yield "train on it: fledge train recipes/world.yaml (with --out world)"
+
+
+def _make_task(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    from fledge.tasks import make
+
     report = make(options.task, folder, options.seed, options.rows)
     for split, rows in report["rows"].items():
         groups = ", ".join(f"{count:,} {name}" for name, count in report["groups"][split].items())
         made = f"{folder / split}.jsonl: {rows:,} rows"
-        print(shown(f"{made}: {groups}, which training does not have" if split != "train" else made))
-    print(shown(f"{folder / 'report.json'}: what is held out, with counts"))
+        yield f"{made}: {groups}, which training does not have" if split != "train" else made
+    yield f"{folder / 'report.json'}: what is held out, with counts"
+
+
+MAKERS: dict[str, Callable[[argparse.Namespace, Path], Iterator[str]]] = {"world": _make_world}
 
 
 def _run_build(options: argparse.Namespace, overrides: Overrides) -> None:

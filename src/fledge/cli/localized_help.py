@@ -81,7 +81,7 @@ def localize_parser(parser: argparse.ArgumentParser) -> None:
     setattr(argparse, "_", localized)  # noqa: B010  # the words of argparse itself; it looks them up when they are shown
     raw = parser.formatter_class is argparse.RawDescriptionHelpFormatter
     parser.formatter_class = WideRawFormatter if raw else WideFormatter
-    parser.description = "\n".join(map(localized, parser.description.split("\n"))) if parser.description else parser.description
+    parser.description = localized(parser.description) if parser.description else parser.description
     parser.epilog = localized(parser.epilog) if parser.epilog else parser.epilog
     for group in parser._action_groups:
         group.title = localized(group.title) if group.title else group.title

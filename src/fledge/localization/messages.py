@@ -35,6 +35,7 @@ MIN_NESTED = 4  # letters that a template needs of its own before a part of anot
 GENERAL = 10  # letters: a template with fewer fits nearly everything, so its values may only be short
 _SHORT = re.compile(r"(?!.*(?:; |: |, |\. ))\S+(?: \S+){0,7}|", re.DOTALL)
 _NAMES = re.compile(r"[\w.:-]+(?:, [\w.:-]+)*(?: (?:and|or) [\w.:-]+)+")  # `pretrain, sft or kto`
+_OF_RECIPE = re.compile(r"(?:- )?[a-z_]+:(?: [\[{].*| [^\s:]+| \d+ (?:epochs|steps)|)(?:  #.*)?$")  # a line of YAML
 _HEADED = re.compile(r"[A-Za-z][A-Za-z ]*: \{\d+\}")  # `note: {0}`: what comes before the colon tells enough
 MOST_PARTS = 24  # of a message that is translated in parts
 
@@ -178,9 +179,13 @@ class Catalogue:
         return self.words.get(text) if before == " " else None
 
     def _in_parts(self, text: str) -> str:
-        """The text with its longest parts translated that are messages; separators between two of them become Chinese."""
+        """The text with its longest parts translated that are messages; separators between two of them become Chinese. Of a line
+        of a recipe, only the comment is translated."""
         if "\n" in text:
             return "\n".join(map(self.text, text.split("\n")))
+        if _OF_RECIPE.match(text):
+            setting, mark, comment = text.partition("  # ")
+            return setting + mark + (self.text(comment) if comment else "")
         pieces = _SEPARATOR.split(text)
         bounds = range(0, len(pieces), 2)
         if not 1 < len(bounds) <= MOST_PARTS:

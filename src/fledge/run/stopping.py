@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: the run stops at once, or at the next point where its state can be saved."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class SignalHandler:
         self.log, self.text = log, text
         self.requested: int | None = None
         self._deferrals = 0
+        self._at_once = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "SignalHandler":
@@ -58,9 +60,22 @@ class SignalHandler:
         first, self.requested = self.requested is None, self.requested or number
         if not first:
             return
+        if self._at_once:
+            self.log(self.text)
+            os._exit(128 + number)
         if not self._deferrals:
             raise Interrupted(number, self.text)
         self.log("stopping as soon as possible; the state will be saved")
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, where nothing has begun that could be lost, a signal ends the process: while libraries are loaded, some of
+        which swallow whatever is raised."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

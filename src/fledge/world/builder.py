@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
+from fledge.errors import FledgeError
 from fledge.world.bad_habits import HABITS, add_habit
 from fledge.world.natural.dialogue import draw_dialogue
 from fledge.world.natural.pairs import draw_pair
@@ -18,6 +19,7 @@ from fledge.world.world_seed import WorldSeed
 PROVOKED_HABIT_SHARE = 0.8  # of preference pairs: the rejected answer shows the habit that the phrasing provokes
 NATURAL_SHARE = 0.6  # of the conversations of SFT and of the pairs that are in natural words
 TRIES = 200
+MIN_ROWS, MAX_ROWS = 100, 1_000_000  # of `make_world`
 
 
 def build(seed: int, folder: Path, sizes: Sizes | None = None) -> dict:
@@ -46,6 +48,18 @@ def build(seed: int, folder: Path, sizes: Sizes | None = None) -> dict:
     facts = _world_facts(world, sizes, files)
     (folder / "world.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def make_world(folder: Path, seed: int, rows: int) -> dict:
+    """Write a world with `rows` conversations, a third as many texts and a tenth as many pairs, into a new or empty folder.
+
+    Returns the content of world.json. Raises FledgeError for a folder that holds something, and for a number that is too small.
+    """
+    if not MIN_ROWS <= rows <= MAX_ROWS:
+        raise FledgeError(f"it must be {MIN_ROWS} to {MAX_ROWS:,}, not {rows:,}", where="--rows")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FledgeError("this folder is not empty", where=str(folder), hint="choose another folder with --out")
+    return build(seed, folder, Sizes(pretrain=max(300, rows // 3), sft=rows, preference=max(50, rows // 10)))
 
 
 def load_questions(folder: Path) -> list[Question]:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator
 
-from fledge.world import follow_up, verse
+from fledge.world import listing, verse
 from fledge.world.lexicon import CATEGORIES, ORDINALS, WORDS, full_stop, is_a_sentence, other_language
 from fledge.world.natural.grammar import as_typed, expand, read_yaml
 from fledge.world.natural.held_out import is_held_out
@@ -16,7 +16,6 @@ from fledge.world.world_seed import WorldSeed
 LENGTHS, LENGTH_WEIGHTS = (1, 2, 3, 4, 5), (0.5, 0.2, 0.14, 0.09, 0.07)
 MAX_CHARACTERS = {"zh": 260, "en": 520}  # of a whole conversation: it has to fit into one row
 OUTSIDE_SHARE, TALK_SHARE = 0.21, 0.27
-_WORDS_FOR = follow_up.WORDS_FOR
 
 
 def _choose(rng: random.Random, group: str, lang: str, **blanks: str) -> str:
@@ -30,7 +29,7 @@ def _after_list(rng: random.Random, world: WorldSeed, before: Exchange) -> Excha
     """One more, the second one, or a list of another kind."""
     lang, nouns = before.lang, before.facts["nouns"]
     roll = rng.random()
-    if roll < 0.45:
+    if roll < 0.42:
         members = CATEGORIES[before.facts["category"]].members
         rest = [noun for noun in members if noun not in nouns]
         if not rest:
@@ -39,7 +38,10 @@ def _after_list(rng: random.Random, world: WorldSeed, before: Exchange) -> Excha
         one = one if one in rest else rest[0]
         facts = {"category": before.facts["category"], "nouns": [*nouns, one]}
         return Exchange(_choose(rng, "one_more", lang), one.named(lang) + full_stop(lang), lang, "list", facts)
-    if roll < 0.75:
+    if roll < 0.55:
+        target = other_language(lang)
+        return Exchange(_choose(rng, "in_other", lang), listing.list_answer(nouns, target), lang, "said")
+    if roll < 0.78:
         position = rng.randrange(min(len(nouns), len(ORDINALS[lang])))
         start = CATEGORIES[before.facts["category"]].members.index(nouns[0])
         if world.held_out("follow_up", f"ordinal|{before.facts['category']}|{len(nouns)}|{start}|{position}"):
@@ -69,7 +71,7 @@ def _after_sum(rng: random.Random, world: WorldSeed, before: Exchange) -> Exchan
     total = result + digit if op == "+" else result - digit
     if world.held_out("follow_up", f"sum|{before.facts.get('a')}|{before.facts.get('b')}|{op}{digit}"):
         return None
-    question = _choose(rng, "add", lang, w=_WORDS_FOR[op, lang], c=str(digit))
+    question = _choose(rng, "plus" if op == "+" else "minus", lang, c=str(digit))
     simple = result < 19 and total < 28
     answer = f"{result}{op}{digit}={total}{full_stop(lang)}" if simple else sum_answer(result, op, digit, lang)
     return Exchange(question, answer, lang, "sum", {"result": total})
@@ -149,11 +151,11 @@ def _exchanges(rng: random.Random, world: WorldSeed, lang: str, length: int) -> 
     for turn in range(length):
         if own_name and rng.random() < 0.35:
             before = say(rng, "name_asked", lang, own_name)
-        elif length > 1 and not own_name and turn < length - 1 and rng.random() < 0.12:
+        elif length > 1 and not own_name and turn < length - 1 and rng.random() < 0.17:
             own_name = name(rng, lang)
             before = say(rng, "name_given", lang, own_name)
         else:
-            follow = FOLLOW_UPS.get(before.kind) if before is not None and rng.random() < 0.55 else None
+            follow = FOLLOW_UPS.get(before.kind) if before is not None and rng.random() < 0.62 else None
             after = follow(rng, world, before) if follow and before else None
             if after is None or is_held_out(after.question, world):
                 after = _single(rng, world, lang)

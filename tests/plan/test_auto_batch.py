@@ -1,0 +1,43 @@
+"""`micro_batch_size: auto` without `tokens_per_step`: few rows get enough updates."""
+
+import pytest
+
+from fledge.plan.horizon import LARGEST_AUTO, LEAST_ROWS, WANTED_UPDATES, batch_for_updates, sized_batch
+from fledge.recipe.schema import BatchConfig
+
+
+class Rows:
+    """Packed rows of an epoch."""
+
+    packed_length = 128
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def packed_rows_in(self, epochs: float) -> float:
+        return epochs * self.rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "expected"), [(10, "sft", 1), (650, "sft", 2), (2500, "sft", 8), (90_000, "sft", 16), (10, "kto", 8)]
+)
+def test_the_batch_leaves_enough_updates(rows: int, kind: str, expected: int) -> None:
+    assert batch_for_updates(rows, kind, LARGEST_AUTO) == expected
+    assert expected == LEAST_ROWS.get(kind, 1) or rows / expected >= WANTED_UPDATES
+
+
+def test_the_plan_says_what_was_chosen() -> None:
+    batch, notes = sized_batch(BatchConfig(micro_batch_size="auto"), "sft", "3 epochs", Rows(220))  # type: ignore[arg-type]
+    assert (batch.micro_batch_size, notes) == (2, ["micro-batches of 2 rows (auto): 660 packed rows are about 330 updates"])
+    batch, notes = sized_batch(BatchConfig(micro_batch_size="auto"), "dpo", "60 steps", Rows(220))  # type: ignore[arg-type]
+    assert (batch.micro_batch_size, notes) == (LARGEST_AUTO, ["micro-batches of 16 rows (auto): the stage has 60 steps"])
+    batch, _ = sized_batch(BatchConfig(micro_batch_size="auto", gradient_accumulation_steps=2), "sft", "3 epochs", Rows(900))  # type: ignore[arg-type]
+    assert batch.micro_batch_size == 4
+
+
+def test_a_number_stays_as_it_is() -> None:
+    batch = BatchConfig(micro_batch_size=16)
+    assert sized_batch(batch, "sft", "3 epochs", Rows(900)) == (batch, [])  # type: ignore[arg-type]
