@@ -48,7 +48,7 @@ def test_no_sentence_of_english_is_left_in_a_translation() -> None:
 
 
 def test_single_words_are_words() -> None:
-    assert all(" " not in word and re.search(r"[\u4e00-\u9fff]", text) for word, text in read_words("zh").items())
+    assert all(len(word.split()) <= 2 and re.search(r"[\u4e00-\u9fff]", text) for word, text in read_words("zh").items())
 
 
 @pytest.fixture(scope="module")

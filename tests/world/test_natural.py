@@ -81,7 +81,7 @@ def test_a_name_that_was_given_is_the_one_that_is_told() -> None:
                 assert name and name in exchange.answer
                 asked += 1
             elif exchange.kind == "name_unknown":
-                assert not name
+                assert not name, exchange
     assert asked > 100
 
 

@@ -48,7 +48,7 @@ def wrapped(text: str, columns: int) -> list[str]:
 def _pieces(text: str) -> Iterator[str]:
     """The parts of a text between which a line may end. A closing mark stays with the character before it."""
     piece = ""
-    for sign, after in zip(text, [*text[1:], ""], strict=True):
+    for sign, after in zip(text, f"{text[1:]} " if text else "", strict=True):
         piece += sign
         wide = unicodedata.east_asian_width(sign) in "WF"
         next_wide = bool(after) and unicodedata.east_asian_width(after) in "WF"

@@ -20,6 +20,7 @@ WORDS = "words"  # the file of single words that may be values of messages: no n
 PLACEHOLDER = re.compile(r"\{(\d+)!?\}")  # `!`: a value that is never translated, such as code
 _NEIGHBOURS = re.compile(r"\{\d+\}(?: ?\{\d+\})+")
 _WORD = re.compile(r"[A-Za-z]{2,}|[^\x00-\x7f]")
+_LATIN = re.compile(r"[A-Za-z]{2,}")
 _WHOLE_WORD = re.compile(r"(?<![A-Za-z}])(?:[A-Za-z]{2,}|[^\x00-\x7f])(?![A-Za-z{])")  # none that a value could lengthen
 _SEPARATOR = re.compile(
     r"(; |(?<=[^\W\d])\. |(?<=[)'\"”`])\. |: |\? |  → |→ | → | · | — | × | and | or |, | \(|\)"
@@ -145,11 +146,24 @@ class Catalogue:
         """The translation of a text that is one message; None if it is none."""
         if (complete := self.complete.get(text)) is not None:
             return complete
+        best, letters = None, min_letters
         for template in self.candidates(text):
-            if template.letters < min_letters:
+            if template.letters < letters:
                 break
-            if (filled := template.filled(text, self._value)) is not None:
-                return filled
+            filled = template.filled(text, self._value)
+            if filled is not None and (best is None or _english(filled) < _english(best)):
+                best, letters = (
+                    filled,
+                    template.letters,
+                )  # of those with equally many letters, the one that leaves least English
+        return best
+
+    def listed(self, text: str) -> str | None:
+        """The translation of messages and words in a row, `a; b` or `kept, best`; None if one of them is none."""
+        for separator, translated in (("; ", "；"), (", ", "、")):
+            parts = [self.whole(part, MIN_NESTED) or self.words.get(part) for part in text.split(separator)]
+            if len(parts) > 1 and all(parts):
+                return translated.join(filter(None, parts))
         return None
 
     def _value(self, text: str, quoted: bool) -> str:
@@ -179,8 +193,10 @@ class Catalogue:
         return self.words.get(text) if before == " " else None
 
     def _in_parts(self, text: str) -> str:
-        """The text with its longest parts translated that are messages; separators between two of them become Chinese. Of a line
-        of a recipe, only the comment is translated."""
+        """The text with its longest parts translated that are messages; separators between two of them become Chinese.
+
+        Of a line of a recipe, only the comment is translated.
+        """
         if "\n" in text:
             return "\n".join(map(self.text, text.split("\n")))
         if _OF_RECIPE.match(text):
@@ -204,6 +220,11 @@ class Catalogue:
                 choices.append((cost + left, parts + 1, (*chain, (end, done))))
             best.append(min(choices, key=lambda choice: choice[:2]))
         return _joined(pieces, best[-1][2])
+
+
+def _english(text: str) -> int:
+    """How many letters of a text are English."""
+    return sum(map(len, _LATIN.findall(text)))
 
 
 def _joined(pieces: list[str], chain: tuple[tuple[int, str | None], ...]) -> str:
@@ -237,9 +258,11 @@ def localized(text: str) -> str:
 
 
 def localized_message(text: str) -> str:
-    """A text that may be data: translated only where all of it is one message of several words."""
+    """A text that may be data: translated only where all of it is one message of several words, or some of them in a row."""
     code = language()
-    return text if code == "en" or " " not in text else catalogue(code).whole(text, MIN_NESTED) or text
+    if code == "en" or " " not in text:
+        return text
+    return catalogue(code).whole(text, MIN_NESTED) or catalogue(code).listed(text) or text
 
 
 def shown(text: str) -> str:

@@ -6,7 +6,9 @@ from fledge.world import Sizes
 
 MICRO_BATCH_SIZE = 8
 TIME_FRACTION = {"pretrain": 0.15, "sft": 0.75, "dpo": 0.10}  # of the training time
-PREFERENCE_ROW_COST = 3.0  # time of a preference row in rows of other stages: twice the length, and the reference's pass
+ROW_COST = {  # in rows of pretraining: in SFT the head reads only answers; a pair has two, and the reference's pass
+    "pretrain": 1.0, "sft": 0.87, "dpo": 3.0,
+}  # fmt: skip
 ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.21}  # packed rows that one generated text or conversation fills
 MIN_TEXTS, MAX_TEXTS = 4000, 120_000  # generated for one stage
 MIN_STEPS = 20
@@ -21,8 +23,7 @@ class Budget:
 
     def rows(self, stage: str) -> float:
         """Packed rows that a stage can read."""
-        rows = self.minutes * 60 * self.rows_per_second * TIME_FRACTION[stage]
-        return rows / PREFERENCE_ROW_COST if stage == "dpo" else rows
+        return self.minutes * 60 * self.rows_per_second * TIME_FRACTION[stage] / ROW_COST[stage]
 
     def steps(self, stage: str) -> int:
         """Optimizer steps of a stage."""

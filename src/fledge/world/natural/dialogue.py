@@ -9,13 +9,13 @@ from fledge.world.natural.grammar import as_typed, expand, read_yaml
 from fledge.world.natural.held_out import is_held_out
 from fledge.world.natural.outside import draw_outside
 from fledge.world.natural.requests import SKILLS, Exchange, in_question, kind_name, sum_answer, theme_name
-from fledge.world.natural.talk import draw_talk, name, say
+from fledge.world.natural.talk import draw_talk, name, say, say_unknown
 from fledge.world.records import LANGS, TRAIN
 from fledge.world.world_seed import WorldSeed
 
 LENGTHS, LENGTH_WEIGHTS = (1, 2, 3, 4, 5), (0.5, 0.2, 0.14, 0.09, 0.07)
 MAX_CHARACTERS = {"zh": 260, "en": 520}  # of a whole conversation: it has to fit into one row
-OUTSIDE_SHARE, TALK_SHARE = 0.21, 0.27
+OUTSIDE_SHARE, TALK_SHARE = 0.2, 0.27
 
 
 def _choose(rng: random.Random, group: str, lang: str, **blanks: str) -> str:
@@ -130,10 +130,14 @@ FOLLOW_UPS: dict[str, Callable[[random.Random, WorldSeed, Exchange], Exchange | 
 }
 
 
-def _single(rng: random.Random, world: WorldSeed, lang: str) -> Exchange:
-    while is_held_out((exchange := _any_single(rng, world, lang)).question, world):
+def _not_held_out(world: WorldSeed, draw: Callable[[], Exchange]) -> Exchange:
+    while is_held_out((exchange := draw()).question, world):
         pass
     return exchange
+
+
+def _single(rng: random.Random, world: WorldSeed, lang: str) -> Exchange:
+    return _not_held_out(world, lambda: _any_single(rng, world, lang))
 
 
 def _any_single(rng: random.Random, world: WorldSeed, lang: str) -> Exchange:
@@ -150,10 +154,12 @@ def _exchanges(rng: random.Random, world: WorldSeed, lang: str, length: int) -> 
     own_name, before = "", None
     for turn in range(length):
         if own_name and rng.random() < 0.35:
-            before = say(rng, "name_asked", lang, own_name)
+            before = _not_held_out(world, lambda: say(rng, "name_asked", lang, own_name))  # noqa: B023
         elif length > 1 and not own_name and turn < length - 1 and rng.random() < 0.17:
             own_name = name(rng, lang)
             before = say(rng, "name_given", lang, own_name)
+        elif turn and not own_name and rng.random() < 0.06:
+            before = _not_held_out(world, lambda: say_unknown(rng, lang))  # noqa: B023
         else:
             follow = FOLLOW_UPS.get(before.kind) if before is not None and rng.random() < 0.62 else None
             after = follow(rng, world, before) if follow and before else None

@@ -226,7 +226,7 @@ SKILLS: dict[Draw, int] = {
     draw_explanation: 13,
     draw_verse: 9,
     draw_tidying: 6,
-    draw_identity: 11,
+    draw_identity: 15,
 }
 
 

@@ -36,6 +36,12 @@ def say(rng: random.Random, intent: str, lang: str, own_name: str = "") -> Excha
     return Exchange(question, fill(entry["answer"], blanks), lang, intent, blanks)
 
 
+def say_unknown(rng: random.Random, lang: str) -> Exchange:
+    """A question for the name of a person who has not told it, asked as if it were known."""
+    asked = say(rng, "name_asked", lang)
+    return Exchange(asked.question, read_yaml(f"talk.{lang}.yaml")["name_unknown"]["answer"], lang, "name_unknown")
+
+
 def draw_talk(rng: random.Random, world: WorldSeed, lang: str) -> Exchange:
     """Something of small talk that needs no turn before it."""
     if rng.random() < 0.06:
