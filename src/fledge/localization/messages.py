@@ -37,7 +37,7 @@ GENERAL = 10  # letters: a template with fewer fits nearly everything, so its va
 _SHORT = re.compile(r"(?!.*(?:; |: |, |\. ))\S+(?: \S+){0,7}|", re.DOTALL)
 _NAMES = re.compile(r"[\w.:-]+(?:, [\w.:-]+)*(?: (?:and|or) [\w.:-]+)+")  # `pretrain, sft or kto`
 _OF_RECIPE = re.compile(r"(?:- )?[a-z_]+:(?: [\[{].*| [^\s:]+| \d+ (?:epochs|steps)|)(?:  #.*)?$")  # a line of YAML
-_HEADED = re.compile(r"[A-Za-z][A-Za-z ]*: \{\d+\}")  # `note: {0}`: what comes before the colon tells enough
+_HEADED = re.compile(r"[A-Za-z][A-Za-z ]*: \{\d+\}(?: \(\{\d+\}\))?")  # `note: {0}`: what comes before the colon tells enough
 MOST_PARTS = 24  # of a message that is translated in parts
 
 
@@ -146,16 +146,13 @@ class Catalogue:
         """The translation of a text that is one message; None if it is none."""
         if (complete := self.complete.get(text)) is not None:
             return complete
-        best, letters = None, min_letters
-        for template in self.candidates(text):
-            if template.letters < letters:
+        best: str | None = None
+        for template in self.candidates(text):  # the one that leaves least English; else the one with most letters of its own
+            if template.letters < min_letters:
                 break
             filled = template.filled(text, self._value)
             if filled is not None and (best is None or _english(filled) < _english(best)):
-                best, letters = (
-                    filled,
-                    template.letters,
-                )  # of those with equally many letters, the one that leaves least English
+                best = filled
         return best
 
     def listed(self, text: str) -> str | None:

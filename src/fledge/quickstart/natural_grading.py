@@ -1,4 +1,4 @@
-"""Grades of answers to prompts that people wrote without knowing the world's phrasings."""
+"""Grades of answers to prompts in natural words, which were written without knowing the world's phrasings."""
 
 import json
 from collections.abc import Sequence

@@ -177,8 +177,8 @@ WORDS = {
     ),
     "natural": Text("Prompts in natural words", "自然语言提问"),
     "natural_note": Text(
-        "Prompts that people wrote without knowing the phrasings of the training data; each answer is judged by a rule.",
-        "由人写成的提问，写的人不知道训练数据的措辞；每个回答按一条规则判断。",
+        "Prompts that were written without knowing the phrasings of the training data; each answer is judged by a rule.",
+        "写这些提问时不看训练数据的措辞；每个回答按一条规则判断。",
     ),
     "all_groups": Text("All groups", "全部"),
     "acceptable": Text("acceptable", "合格"),
