@@ -169,7 +169,7 @@ def test_select_checkpoint_best_continues_with_the_best_checkpoint(world: Path, 
     tree = tiny_run.tree(world, tmp_path)
     sft = {
         **tree["stages"]["sft"],
-        "optimizer": {"learning_rate": 1.0},
+        "optimizer": {"learning_rate": 0.3},
         "schedule": {"name": "constant", "warmup": 11},
         "select_checkpoint": "best",
         "duration": "12 steps",

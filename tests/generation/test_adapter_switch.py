@@ -102,7 +102,7 @@ def test_a_conversation_goes_on_with_another_adapter(
     chat(str(base), PARAMS, adapters=[str(path) for path in adapters[:2]])
     output = capsys.readouterr()
     assert output.out == "".join(answers[name] + "\n" for name in ("wide", "dora", "dora", "base"))
-    assert "with the adapter wide; /help" in output.err and "adapters: wide (in use), dora, none" in output.err
+    assert "with the adapter wide\n" in output.err and "adapters: wide (in use), dora, none" in output.err
     assert "no adapter is called 'nothing'" in output.err and "'/adapters' is no command" in output.err
 
 
