@@ -59,7 +59,7 @@ class Dialogue:
         EOFError when the person quits."""
         self.show(terminal, done)
         while True:
-            word = unicodedata.normalize("NFKC", self.ask(self.question)).strip().casefold()
+            word = unicodedata.normalize("NFKC", self.ask(localized(self.question))).strip().casefold()
             if (line := self.line(done, word)) is not None:
                 writer.append([line])
                 return 1

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from fledge.world import Sizes
 
 MICRO_BATCH_SIZE = 8
-TIME_FRACTION = {"pretrain": 0.15, "sft": 0.75, "dpo": 0.10}  # of the training time
+TIME_FRACTION = {"pretrain": 0.15, "sft": 0.785, "dpo": 0.065}  # of the training time
 ROW_COST = {  # in rows of pretraining: in SFT the head reads only answers; a pair has two, and the reference's pass
-    "pretrain": 1.0, "sft": 0.87, "dpo": 3.0,
+    "pretrain": 1.0, "sft": 0.85, "dpo": 2.1,
 }  # fmt: skip
 ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.21}  # packed rows that one generated text or conversation fills
 MIN_TEXTS, MAX_TEXTS = 4000, 120_000  # generated for one stage

@@ -25,7 +25,7 @@ def make_recipe(world: Path, name: str, output: str, seed: int, budget: Budget) 
     stages = {
         "pretrain": _stage(world, "pretrain", 4e-3, budget.steps("pretrain")),
         "sft": _stage(world, "sft", 4e-3, budget.steps("sft")),
-        "dpo": _stage(world, "preference", 4e-4, budget.steps("dpo")) | {"beta": 0.1, "sft_loss_weight": 1.0},
+        "dpo": _stage(world, "preference", 3e-4, budget.steps("dpo")) | {"beta": 0.1, "sft_loss_weight": 1.0},
     }
     stages["dpo"]["data"]["max_seq_len"] = PAIR_SEQ_LEN
     stages["dpo"]["batch"]["gradient_accumulation_steps"] = MAX_SEQ_LEN // PAIR_SEQ_LEN

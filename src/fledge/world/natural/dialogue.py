@@ -26,7 +26,7 @@ def _choose(rng: random.Random, group: str, lang: str, **blanks: str) -> str:
 
 
 def _after_list(rng: random.Random, world: WorldSeed, before: Exchange) -> Exchange | None:
-    """One more, the second one, or a list of another kind."""
+    """One more, the list in the other language, the second one, or a list of another kind."""
     lang, nouns = before.lang, before.facts["nouns"]
     roll = rng.random()
     if roll < 0.42:
@@ -52,13 +52,10 @@ def _after_list(rng: random.Random, world: WorldSeed, before: Exchange) -> Excha
     count = len(nouns)
     if count > 5 or not world.fits_split(TRAIN, "listing", f"{category}|{count}"):
         return None
-    members = CATEGORIES[category].members
-    start = rng.randrange(len(members))
-    chosen = [members[(start + i) % len(members)] for i in range(count)]
-    separator = "、" if lang == "zh" else ", "
-    answer = separator.join(noun.named(lang) for noun in chosen) + full_stop(lang)
+    chosen = listing.consecutive_members(category, rng.randrange(len(CATEGORIES[category].members)), count)
     question = _choose(rng, "other_kind", lang, x=kind_name(rng, category, lang))
-    return Exchange(question, answer, lang, "list", {"category": category, "nouns": chosen})
+    facts = {"category": category, "nouns": chosen}
+    return Exchange(question, listing.list_answer(chosen, lang), lang, "list", facts)
 
 
 def _after_sum(rng: random.Random, world: WorldSeed, before: Exchange) -> Exchange | None:
