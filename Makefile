@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-MINUTES ?= 5.9
+MINUTES ?= 5.8
 PYTEST ?= -n 2 -m "not slow"
 
 .PHONY: quickstart test models format check bench gpu-check clean

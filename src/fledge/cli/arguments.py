@@ -24,7 +24,7 @@ Start here:
   fledge init MY_DATA                        a recipe for your own data, with reasons
   fledge train RECIPE.yaml                   train as a recipe says (docs/recipes.md)
 """
-MINUTES, SEED = 5.9, 7  # of the quickstart
+MINUTES, SEED = 5.8, 7  # of the quickstart
 ROWS = 4000  # of `data make`
 TASKS = ("vehicle", "columns", "world")  # as fledge.tasks and fledge.world have them, which are not loaded for the help
 MAX_RESTARTS = 3  # of all processes of a run

@@ -7,7 +7,7 @@ from fledge.world import Sizes
 MICRO_BATCH_SIZE = 8
 TIME_FRACTION = {"pretrain": 0.15, "sft": 0.785, "dpo": 0.065}  # of the training time
 ROW_COST = {  # in rows of pretraining: in SFT the head reads only answers; a pair has two, and the reference's pass
-    "pretrain": 1.0, "sft": 0.85, "dpo": 2.1,
+    "pretrain": 1.0, "sft": 0.92, "dpo": 2.4,
 }  # fmt: skip
 ROWS_PER_TEXT = {"pretrain": 0.26, "sft": 0.21}  # packed rows that one generated text or conversation fills
 MIN_TEXTS, MAX_TEXTS = 4000, 120_000  # generated for one stage
