@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tiny products gain nothing from threads, and lose much where others want the cores
+os.environ["FLEDGE_LANGUAGE"] = "en"  # whatever the locale is: tests read English messages
 os.environ["FLEDGE_CACHE"] = tempfile.mkdtemp(prefix="fledge-cache-")  # never the user's own
 atexit.register(shutil.rmtree, os.environ["FLEDGE_CACHE"], ignore_errors=True)
 settings.register_profile("fledge", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])

@@ -162,7 +162,7 @@ def test_the_command_in_a_real_terminal_writes_each_rating_at_once_and_resumes(t
     answers, out = write_answers(tmp_path / "a.jsonl", *PROMPTS[:3]), tmp_path / "r.jsonl"
     words = ["prefer", "rank", str(answers), "--by", "person", "--rater", "小明", "--out", str(out)]
     code = f"import sys; from fledge.cli import main; sys.exit(main({words!r}))"
-    environment = {**os.environ, "LANG": "zh_CN.UTF-8", "FLEDGE_LANGUAGE": "en", "TERM": "xterm", "COLUMNS": "60"}
+    environment = {**os.environ, "LANG": "zh_CN.UTF-8", "TERM": "xterm", "COLUMNS": "60"}
 
     def session(keys: list[tuple[str, int]]) -> str:
         """Type keys, each after the file has this many lines; returns what the terminal showed."""
