@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fledge.localization.messages import PLACEHOLDER, Catalogue, read_catalogue, read_words
+from fledge.localization.catalogue import PLACEHOLDER, Catalogue, read_catalogue, read_words
 from tests.support.messages import catalogue_files, messages
 
 CATALOGUE = read_catalogue("zh")

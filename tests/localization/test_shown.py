@@ -19,7 +19,7 @@ from fledge import localization
 from fledge.cli import main
 from fledge.cli.localized_help import take_language, width, wrapped
 from fledge.localization import choice, choose_language, localized, localized_message, set_language
-from fledge.localization.messages import Catalogue
+from fledge.localization.catalogue import Catalogue
 from fledge.run.console import Console
 from fledge.run.terminal import Terminal, Verbatim
 
@@ -30,9 +30,7 @@ QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"|--\S+|\S*/\S*|\S+=\S+|\{[^{}]*\
 @pytest.fixture
 def chinese(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(choice.VARIABLE, "zh")
-    monkeypatch.setattr(choice, "_chosen", "zh")
     yield
-    monkeypatch.setattr(choice, "_chosen", None)
 
 
 def english_lines(text: str) -> list[str]:
@@ -69,11 +67,9 @@ def test_the_option_may_stand_anywhere_and_has_to_be_a_language() -> None:
 
 
 def test_a_process_keeps_its_language_for_those_that_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_chosen", None)
     monkeypatch.setenv(choice.VARIABLE, "en")
     set_language("zh")
     assert localization.language() == "zh" and os.environ[choice.VARIABLE] == "zh"
-    monkeypatch.setattr(choice, "_chosen", None)
 
 
 @given(st.text("abc 中文，。（）x", max_size=80), st.integers(8, 40))

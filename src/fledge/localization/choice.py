@@ -4,9 +4,8 @@ import os
 from collections.abc import Mapping
 
 LANGUAGES = ("en", "zh")
-VARIABLE = "FLEDGE_LANGUAGE"  # what `--language` sets, for the other processes of a run
+VARIABLE = "FLEDGE_LANGUAGE"  # what `--language` sets, for this process and those that it starts
 _LOCALE_VARIABLES = ("LC_ALL", "LC_MESSAGES", "LANG")  # in the order of POSIX: the first one that is set decides
-_chosen: str | None = None
 
 
 def choose_language(environment: Mapping[str, str]) -> str:
@@ -18,11 +17,9 @@ def choose_language(environment: Mapping[str, str]) -> str:
 
 def set_language(code: str) -> None:
     """Speak a language from now on, in this process and in those that it starts."""
-    global _chosen
-    _chosen = code
     os.environ[VARIABLE] = code
 
 
 def language() -> str:
     """The language of messages: the one that was set, else that of the environment."""
-    return _chosen or choose_language(os.environ)
+    return choose_language(os.environ)

@@ -52,9 +52,9 @@ def grade_natural_prompts(model: LanguageModel, tokenizer: Tokenizer, prompts: S
     """The fraction of acceptable answers, overall and by group, and the answers that are not acceptable, as JSON values."""
     answers = answer_in_turns(model, tokenizer, prompts)
     good = [acceptable(answer, prompt.accept) for prompt, answer in zip(prompts, answers, strict=True)]
-    groups = {
-        group: [ok for prompt, ok in zip(prompts, good, strict=True) if prompt.group == group] for group in _groups(prompts)
-    }
+    groups: dict[str, list[bool]] = {}
+    for prompt, ok in zip(prompts, good, strict=True):
+        groups.setdefault(prompt.group, []).append(ok)
     return {
         "n": len(prompts),
         "acceptable": sum(good) / len(good),
@@ -66,10 +66,6 @@ def grade_natural_prompts(model: LanguageModel, tokenizer: Tokenizer, prompts: S
             if not ok
         ],
     }
-
-
-def _groups(prompts: Sequence[NaturalPrompt]) -> list[str]:
-    return list(dict.fromkeys(prompt.group for prompt in prompts))
 
 
 def describe_natural_grades(stage: str, grades: dict[str, Any]) -> str:

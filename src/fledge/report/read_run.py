@@ -58,7 +58,7 @@ def items(value: object) -> list[object]:
 
 def mappings(value: object) -> list[dict[str, object]]:
     """The mappings of a list, in order; empty when the value is not a list."""
-    return [mapping(item) for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [mapping(item) for item in items(value) if isinstance(item, dict)]
 
 
 class Reader:

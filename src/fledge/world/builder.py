@@ -11,7 +11,7 @@ from fledge.errors import FledgeError
 from fledge.world.bad_habits import HABITS, add_habit
 from fledge.world.natural.dialogue import draw_dialogue
 from fledge.world.natural.pairs import draw_pair
-from fledge.world.records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of, user
+from fledge.world.records import LANGS, QUESTION, TRAIN, VALIDATION, Item, Question, Sizes, assistant, question_of
 from fledge.world.statements import texts
 from fledge.world.tasks import TASKS, WEIGHTS, draw_any
 from fledge.world.world_seed import WorldSeed
@@ -86,8 +86,7 @@ def _sft_rows(world: WorldSeed, purpose: str, split: str, count: int) -> Iterabl
     rng = world.rng(purpose)
     for _ in range(count):
         if split == TRAIN and rng.random() < NATURAL_SHARE:
-            exchanges = draw_dialogue(rng, world)
-            turns = [turn for e in exchanges for turn in (user(e.question), assistant(e.answer))]
+            turns = [turn for exchange in draw_dialogue(rng, world) for turn in exchange.turns]
             yield {"messages": turns, "task": "natural", "habit": ""}
             continue
         item = draw_any(rng, world, split)

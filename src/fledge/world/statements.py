@@ -1,12 +1,12 @@
 """Plain text about the world for pretraining: facts, worked sums, verses, small dialogues."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from fledge.world import arithmetic, columns, explain, identity, listing, standardise, translate, verse
 from fledge.world.lexicon import CATEGORIES, NUMBERS_EN, NUMBERS_ZH, ORDINALS, SUBJECTS, VERBS, WORDS, full_stop, is_a_sentence
 from fledge.world.natural.dialogue import draw_dialogue
-from fledge.world.records import LANGS, TRAIN, Item
+from fledge.world.records import LANGS, TRAIN, Item, assistant
 from fledge.world.tasks import draw_any
 from fledge.world.world_seed import WorldSeed
 
@@ -130,19 +130,20 @@ def _columns(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str
     return f"{columns.SEPARATORS[lang].join(mapping)} = {columns.answer(mapping)}{full_stop(lang)}"
 
 
+HEADS = {  # what stands before a turn that is retold
+    "zh": {"system": "要求：", "user": "有人问：", "assistant": "回答："},
+    "en": {"system": "The rule: ", "user": "Someone asks: ", "assistant": "The answer: "},
+}
+
+
+def retold(turns: Iterable[Mapping[str, str]], lang: str) -> str:
+    """The turns of a conversation as prose, a line each."""
+    return "\n".join(HEADS[lang][turn["role"]] + turn["content"] for turn in turns)
+
+
 def as_prose(item: Item, lang: str) -> str:
     """A conversation retold as prose, always with the clean answer."""
-    zh = lang == "zh"
-    lines = []
-    for turn in (*item.messages, {"role": "assistant", "content": item.reference}):
-        content = turn["content"]
-        if turn["role"] == "system":
-            lines.append(f"要求：{content}" if zh else f"The rule: {content}")
-        elif turn["role"] == "user":
-            lines.append(f"有人问：{content}" if zh else f"Someone asks: {content}")
-        else:
-            lines.append(f"回答：{content}" if zh else f"The answer: {content}")
-    return "\n".join(lines)
+    return retold((*item.messages, assistant(item.reference)), lang)
 
 
 def _dialogue(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str:
@@ -154,9 +155,8 @@ def _natural(rng: random.Random, world: WorldSeed, lang: str, split: str) -> str
     """A conversation in natural words, retold as prose; the texts for validation have one in the words of the tasks."""
     if split != TRAIN:
         return _dialogue(rng, world, lang, split)
-    turns = {"zh": "有人问：{}\n回答：{}", "en": "Someone asks: {}\nThe answer: {}"}
     exchanges = draw_dialogue(rng, world)[:2]
-    return "\n".join(turns[exchange.lang].format(exchange.question, exchange.answer) for exchange in exchanges)
+    return "\n".join(retold(exchange.turns, exchange.lang) for exchange in exchanges)
 
 
 KINDS: dict[StatementMaker, int] = {

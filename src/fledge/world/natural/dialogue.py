@@ -69,8 +69,7 @@ def _after_sum(rng: random.Random, world: WorldSeed, before: Exchange) -> Exchan
     if world.held_out("follow_up", f"sum|{before.facts.get('a')}|{before.facts.get('b')}|{op}{digit}"):
         return None
     question = _choose(rng, "plus" if op == "+" else "minus", lang, c=str(digit))
-    simple = result < 19 and total < 28
-    answer = f"{result}{op}{digit}={total}{full_stop(lang)}" if simple else sum_answer(result, op, digit, lang)
+    answer = f"{result}{op}{digit}={total}{full_stop(lang)}" if result < 19 else sum_answer(result, op, digit, lang)
     return Exchange(question, answer, lang, "sum", {"result": total})
 
 
@@ -142,7 +141,7 @@ def _any_single(rng: random.Random, world: WorldSeed, lang: str) -> Exchange:
     if roll < OUTSIDE_SHARE:
         return draw_outside(rng, world, lang)
     if roll < OUTSIDE_SHARE + TALK_SHARE:
-        return draw_talk(rng, world, lang)
+        return draw_talk(rng, lang)
     return rng.choices(tuple(SKILLS), tuple(SKILLS.values()))[0](rng, world, lang)
 
 
@@ -153,13 +152,13 @@ def _exchanges(rng: random.Random, world: WorldSeed, lang: str, length: int) -> 
         if own_name and rng.random() < 0.35:
             before = _not_held_out(world, lambda: say(rng, "name_asked", lang, own_name))  # noqa: B023
         elif length > 1 and not own_name and turn < length - 1 and rng.random() < 0.17:
-            own_name = name(rng, lang)
-            before = say(rng, "name_given", lang, own_name)
+            before = say(rng, "name_given", lang, name(rng, lang))
         elif turn and not own_name and rng.random() < 0.06:
             before = _not_held_out(world, lambda: say_unknown(rng, lang))  # noqa: B023
         else:
-            follow = FOLLOW_UPS.get(before.kind) if before is not None and rng.random() < 0.62 else None
-            after = follow(rng, world, before) if follow and before else None
+            after = None
+            if before is not None and rng.random() < 0.62 and (follow := FOLLOW_UPS.get(before.kind)):
+                after = follow(rng, world, before)
             if after is None or is_held_out(after.question, world):
                 after = _single(rng, world, lang)
                 while own_name and after.kind == "name_unknown":

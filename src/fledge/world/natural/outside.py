@@ -15,9 +15,8 @@ FUNCTION_WORDS = ("the", "of", "my", "a", "for", "and", "with", "in")
 
 @cache
 def _pools(lang: str) -> dict[str, tuple[str, ...]]:
-    separator = None if lang == "zh" else " / "
     pools = read_yaml(f"outside.{lang}.yaml")["pools"]
-    return {kind: tuple(words.split(" / " if " / " in words else separator)) for kind, words in pools.items()}
+    return {kind: tuple(words.split(" / " if " / " in words else None)) for kind, words in pools.items()}
 
 
 def gibberish(rng: random.Random, lang: str) -> str:

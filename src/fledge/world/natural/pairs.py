@@ -6,7 +6,7 @@ from fledge.world.bad_habits import FILLERS, add_parrot, add_ramble
 from fledge.world.natural.dialogue import draw_dialogue
 from fledge.world.natural.grammar import read_yaml
 from fledge.world.natural.requests import SKILLS, Exchange
-from fledge.world.records import assistant, user
+from fledge.world.records import user
 from fledge.world.world_seed import WorldSeed
 
 INVENTION_SHARE = 0.6  # of questions outside of the world: the rejected answer belongs to another question
@@ -26,12 +26,10 @@ def _rejected(rng: random.Random, world: WorldSeed, last: Exchange) -> tuple[str
 
 def draw_pair(rng: random.Random, world: WorldSeed) -> dict:
     """A preference pair after a conversation in natural words."""
-    exchanges = draw_dialogue(rng, world)[-2:]
-    last = exchanges[-1]
-    turns = [turn for exchange in exchanges[:-1] for turn in (user(exchange.question), assistant(exchange.answer))]
+    *before, last = draw_dialogue(rng, world)[-2:]
     rejected, habit = _rejected(rng, world, last)
     return {
-        "messages": [*turns, user(last.question)],
+        "messages": [*(turn for exchange in before for turn in exchange.turns), user(last.question)],
         "chosen": last.answer,
         "rejected": rejected,
         "task": "natural",

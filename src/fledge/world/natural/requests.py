@@ -16,7 +16,7 @@ from fledge.world.lexicon import (
     other_language,
 )
 from fledge.world.natural.grammar import as_typed, choose_sentence, fill, full_width
-from fledge.world.records import TRAIN
+from fledge.world.records import TRAIN, assistant, user
 from fledge.world.world_seed import WorldSeed
 
 
@@ -29,6 +29,11 @@ class Exchange:
     lang: str
     kind: str
     facts: dict = field(default_factory=dict)
+
+    @property
+    def turns(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The exchange as turns of a conversation."""
+        return user(self.question), assistant(self.answer)
 
 
 Draw = Callable[[random.Random, WorldSeed, str], Exchange]

@@ -4,7 +4,6 @@ import random
 
 from fledge.world.natural.grammar import as_typed, choose_sentence, fill, read_yaml
 from fledge.world.natural.requests import Exchange
-from fledge.world.world_seed import WorldSeed
 
 INTENTS = {  # of small talk, with their weights
     "greeting": 24, "goodbye": 14, "good_night": 4, "thanks": 12, "how_are_you": 12, "praise": 12, "acknowledge": 10,
@@ -42,7 +41,7 @@ def say_unknown(rng: random.Random, lang: str) -> Exchange:
     return Exchange(asked.question, read_yaml(f"talk.{lang}.yaml")["name_unknown"]["answer"], lang, "name_unknown")
 
 
-def draw_talk(rng: random.Random, world: WorldSeed, lang: str) -> Exchange:
+def draw_talk(rng: random.Random, lang: str) -> Exchange:
     """Something of small talk that needs no turn before it."""
     if rng.random() < 0.06:
         return say(rng, "name_given", lang, name(rng, lang))
