@@ -9,8 +9,8 @@ from fledge.recipe import Recipe, recipe_from_dict
 MAX_SEQ_LEN, VOCAB_SIZE = 256, 2048
 PAIR_SEQ_LEN = MAX_SEQ_LEN // 2  # of one answer with its prompt: rows of pairs then have the shape of other rows, and its code
 MODEL = {
-    "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 704, "max_position_embeddings": MAX_SEQ_LEN, "qk_norm": True,
+    "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 1,
+    "intermediate_size": 512, "max_position_embeddings": MAX_SEQ_LEN, "qk_norm": True,
 }  # fmt: skip
 NO_CLEANING = {"exact_duplicates": False, "decontaminate": False, "min_tokens": 0}  # the world keeps held-out questions apart
 PROMPTS = [

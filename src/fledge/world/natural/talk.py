@@ -2,13 +2,14 @@
 
 import random
 
-from fledge.world.natural.grammar import as_typed, choose_sentence, fill, read_yaml
+from fledge.world.natural.grammar import as_typed, choose_sentence, expand, fill, read_yaml
 from fledge.world.natural.requests import Exchange
 
 INTENTS = {  # of small talk, with their weights
     "greeting": 24, "goodbye": 14, "good_night": 4, "thanks": 12, "how_are_you": 12, "praise": 12, "acknowledge": 10,
     "sorry": 3, "wrong": 5, "name_unknown": 4,
 }  # fmt: skip
+SHORT_SHARE = 0.4  # of what people say is one of the few usual words
 
 
 def name(rng: random.Random, lang: str) -> str:
@@ -30,7 +31,9 @@ def say(rng: random.Random, intent: str, lang: str, own_name: str = "") -> Excha
     """One thing that people say, with its answer."""
     entry = read_yaml(f"talk.{lang}.yaml")[intent]
     blanks = {"name": own_name}
-    sentence = fill(choose_sentence(rng, f"talk.{lang}.yaml", intent), blanks)
+    is_short = rng.random() < SHORT_SHARE
+    pattern = expand(rng, entry["short"]) if is_short else choose_sentence(rng, f"talk.{lang}.yaml", intent)
+    sentence = fill(pattern, blanks)
     question = as_typed(rng, sentence, lang, may_add=intent.startswith("name"), keep=own_name)
     return Exchange(question, fill(entry["answer"], blanks), lang, intent, blanks)
 
