@@ -3,8 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Thread
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Core
@@ -22,6 +21,7 @@ SPLIT_PATTERN = (
 LONGEST_TOKEN = 24  # bytes: eight Chinese characters; longer tokens only memorise phrases
 LONGEST_PIECE = 512  # characters between which merges are learned; without a limit, the time grows with the square of a piece
 PROGRESS_SECONDS = 5.0
+WAIT_SECONDS = 0.1  # between two looks at a thread: how long a signal can wait
 
 
 def train_tokenizer(
@@ -56,8 +56,7 @@ def train_tokenizer(
         show_progress=False,
     )
     pieces = _Pieces(texts, own)
-    with _reporting(pieces, progress):
-        core.train_from_iterator(pieces, trainer)
+    _learn(core, pieces, trainer, progress)
     if not pieces.characters:
         raise FledgeError("there is no text to train the tokenizer on", where="tokenizer")
     core.pre_tokenizer = _pre_tokenizer(None)
@@ -99,21 +98,26 @@ class _Pieces:
         self.all_read = True
 
 
-@contextmanager
-def _reporting(pieces: _Pieces, progress: Callable[[str], None]) -> Iterator[None]:
-    """A context in which another thread reports every few seconds how far the training is."""
-    done, began = Event(), time.monotonic()
+def _learn(core: Core, pieces: _Pieces, trainer: trainers.BpeTrainer, progress: Callable[[str], None]) -> None:
+    """Learn merges in another thread, and report every few seconds how far that is. The library does not look for signals while
+    it learns; the thread that waits here does. Raises what the iteration of the texts raises."""
+    failures: list[BaseException] = []
 
-    def report() -> None:
-        while not done.wait(PROGRESS_SECONDS):
-            doing = "read, now learning merges" if pieces.all_read else "read"
-            seconds = time.monotonic() - began
-            progress(f"training the tokenizer: {pieces.characters / 1e6:,.1f}M characters {doing}, {seconds:,.0f} s")
+    def learn() -> None:
+        try:
+            core.train_from_iterator(pieces, trainer)
+        except BaseException as error:
+            failures.append(error)
 
-    thread = Thread(target=report, name="tokenizer-progress", daemon=True)
+    thread, began = Thread(target=learn, name="tokenizer-training", daemon=True), time.monotonic()
     thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    reported = began
+    while thread.is_alive():
+        thread.join(WAIT_SECONDS)
+        if time.monotonic() - reported >= PROGRESS_SECONDS:
+            reported = time.monotonic()
+            doing = "read, now learning merges" if pieces.all_read else "read"
+            seconds = reported - began
+            progress(f"training the tokenizer: {pieces.characters / 1e6:,.1f}M characters {doing}, {seconds:,.0f} s")
+    if failures:
+        raise failures[0]
