@@ -28,7 +28,7 @@ from fledge.recipe.sections.base import check_name
 from fledge.recipe.sections.evaluation_sets import SET_KINDS, EvaluationSetConfig
 from fledge.recipe.yaml_source import compose_yaml, read_yaml_text
 from fledge.run import Console, nan_to_none
-from fledge.run.terminal import output_terminal
+from fledge.run.terminal import Verbatim, output_terminal
 from fledge.tokenizer import load_tokenizer
 
 WHAT = "file of evaluation sets or prompts"
@@ -247,8 +247,9 @@ def _print(results: Results, compared: Mapping[str, Mapping[str, SetComparison]]
 def _table(title: str, rows: Mapping[str, tuple[str, Mapping[str, MetricValue | None]]], models: Sequence[str]) -> Table:
     """A row for each metric or group, a column for each model; 95 % intervals in brackets."""
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for heading in (title, *models):
-        table.add_column(Text(heading), justify="left" if heading == title else "right", overflow="fold")
+    table.add_column(Text(title), overflow="fold")
+    for model in models:
+        table.add_column(Verbatim(model), justify="right", overflow="fold")
     for label, (metric, values) in rows.items():
         cells = ["" if (value := values[model]) is None else metric_text(metric, value) for model in models]
         table.add_row(Text(label), *map(Text, cells))

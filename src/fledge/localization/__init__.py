@@ -4,7 +4,7 @@ Messages are written in English in the code and stored in English in files, so t
 """
 
 from fledge.localization.choice import LANGUAGES, VARIABLE, choose_language, language, set_language
-from fledge.localization.messages import localized, localized_message, shown, translated
+from fledge.localization.messages import localized, localized_head, localized_message, shown, translated
 
 __all__ = [
     "LANGUAGES",
@@ -12,6 +12,7 @@ __all__ = [
     "choose_language",
     "language",
     "localized",
+    "localized_head",
     "localized_message",
     "set_language",
     "shown",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 
+HEADS = "heads"  # the file of single words that may be heads of columns, besides those
 WORDS = "words"  # the file of single words that may be values of messages: no names that a user would give
 PLACEHOLDER = re.compile(r"\{(\d+)!?\}")  # `!`: a value that is never translated, such as code
 _NEIGHBOURS = re.compile(r"\{\d+\}(?: ?\{\d+\})+")
@@ -64,14 +65,14 @@ def read_catalogue(code: str) -> dict[str, str | None]:
     """Every message of the code with its translation; None for a text that stays as it is in every language."""
     merged: dict[str, str | None] = {}
     for file in sorted((resources.files("fledge.localization") / code).iterdir(), key=lambda file: file.name):
-        if file.name != f"{WORDS}.json":
+        if file.name not in (f"{WORDS}.json", f"{HEADS}.json"):
             merged |= json.loads(file.read_text(encoding="utf-8"))
     return merged
 
 
-def read_words(code: str) -> dict[str, str]:
-    """The single words of a language."""
-    return json.loads((resources.files("fledge.localization") / code / f"{WORDS}.json").read_text(encoding="utf-8"))
+def read_words(code: str, name: str = WORDS) -> dict[str, str]:
+    """The single words of a language in a file, `words` or `heads`."""
+    return json.loads((resources.files("fledge.localization") / code / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def as_template(english: str, translation: str) -> Template:
@@ -115,6 +116,7 @@ class Catalogue:
 
     def __init__(self, code: str) -> None:
         self.words = read_words(code)
+        self.heads = self.words | read_words(code, HEADS)
         entries = {english: text for english, text in read_catalogue(code).items() if text is not None}
         for english, text in list(entries.items()):  # parts that are joined to others with a mark are also met without it
             entries.setdefault(_without_edges(english, _EDGES[0]), _without_edges(text, _EDGES[1]))
@@ -154,6 +156,12 @@ class Catalogue:
     def message(self, text: str) -> str:
         """A text that may be data, translated where all of it is one message, or several in a row."""
         return self.whole(text, MIN_NESTED) or self.listed(text) or text
+
+    def head(self, text: str) -> str:
+        """The head of a column translated: a word, which may be indented, or a message."""
+        word = text.strip()
+        translated = self.heads.get(word)
+        return self.text(text) if translated is None else text.replace(word, translated)
 
     def listed(self, text: str) -> str | None:
         """The translation of messages and words in a row, `a; b` or `kept, best`; None if one of them is none."""

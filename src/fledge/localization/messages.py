@@ -28,6 +28,16 @@ def localized_message(text: str) -> str:
     return catalogue(code).message(text)
 
 
+def localized_head(text: str) -> str:
+    """The head of a column: a message, or a word."""
+    code = language()
+    if code == "en":
+        return text
+    from fledge.localization.catalogue import catalogue
+
+    return catalogue(code).head(text)
+
+
 def shown(text: str) -> str:
     """A message as it is printed: in the language of the process, and safe for a terminal."""
     return escaped(localized(text))

@@ -16,11 +16,13 @@ def stage_table(run_directory: Path) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from fledge.run.terminal import Verbatim
+
     run = read_run(Path(run_directory))
     table = Table(title=Text(run.name), title_justify="left", header_style="bold")
     table.add_column("")
     for stage in run.stages:
-        table.add_column(Text(stage.name), overflow="fold")
+        table.add_column(Verbatim(stage.name), overflow="fold")
     for row in stage_rows(run.stages):
         cells = [
             Text("not recorded", style="dim")

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fledge.escaping import escaped
-from fledge.localization import language, localized, localized_message
+from fledge.localization import language, localized, localized_head, localized_message
 
 PIPED_WIDTH = 150  # columns where the output is no terminal
 
@@ -42,6 +42,13 @@ def _localized_cell(cell: Any) -> Any:
     return cell
 
 
+def _localized_head(head: Any) -> Any:
+    """The head of a column in the language of the process; a name of data stays if it is `Verbatim`."""
+    if isinstance(head, str):
+        return localized_head(head)
+    return Text(words, style=head.style) if type(head) is Text and (words := localized_head(head.plain)) != head.plain else head
+
+
 def _localized_words(words: Any) -> Any:
     return localized(words) if isinstance(words, str) else localized_renderable(words)
 
@@ -55,7 +62,7 @@ def localized_renderable(shown: Any) -> Any:
     elif isinstance(shown, Table):
         shown.title, shown.caption = _localized_words(shown.title), _localized_words(shown.caption)
         for column in shown.columns:
-            column.header = _localized_words(column.header)
+            column.header = _localized_head(column.header)
             column._cells = [_localized_cell(cell) for cell in column._cells]
     return shown
 

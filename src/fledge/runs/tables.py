@@ -7,8 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fledge.evaluate.comparison import MetricComparison, SetComparison
+from fledge.localization import localized_head
 from fledge.report import formatting
-from fledge.run.terminal import Terminal, output_terminal
+from fledge.run.terminal import Terminal, Verbatim, output_terminal
 from fledge.runs.compare import FORGETTING, Comparison
 from fledge.runs.listing import ListedRun
 from fledge.runs.prune import PrunedStage
@@ -18,10 +19,11 @@ SHOWN_METRICS = (
 )  # fmt: skip
 
 
-def _table(columns: Iterable[str], title: str = "") -> Table:
+def _table(columns: Iterable[str | Verbatim], title: str = "") -> Table:
     table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for number, name in enumerate(columns):
-        table.add_column(Text(name), justify="left" if number == 0 else "right", overflow="fold")
+        head = Text(name) if isinstance(name, str) else name
+        table.add_column(head, justify="left" if number == 0 else "right", overflow="fold")
     return table
 
 
@@ -31,7 +33,8 @@ def print_list(runs: Sequence[ListedRun]) -> None:
     for run in runs:
         stages = ", ".join(f"{name} {steps:,}/{'?' if of is None else f'{of:,}'}" for name, (steps, of) in run.stages.items())
         loss = "" if run.loss is None else formatting.loss(run.loss)
-        cells = (run.path, stages, run.state, formatting.size(run.bytes), loss, run.verdict or "")
+        state, verdict = map(localized_head, (run.state, run.verdict or ""))
+        cells = (run.path, stages, state, formatting.size(run.bytes), loss, verdict)
         table.add_row(*map(Text, cells))
     output_terminal().print(table)
 
@@ -133,7 +136,7 @@ def print_comparison(found: Comparison) -> None:
 def _print_recipe(out: Terminal, found: Comparison, names: Sequence[str]) -> None:
     if not found.recipe:
         return
-    table = _table(("key", *names), "what differs in the recipes")
+    table = _table(("key", *map(Verbatim, names)), "what differs in the recipes")
     for key, values in found.recipe:
         table.add_row(*map(Text, (key, *map(str, values))))
     out.print(table)
