@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Severity = Literal["info", "warning", "error"]
+Confidence = Literal["certain", "likely", "possible"]
+"""How sure a check is. certain: it follows from the figures; likely: it was so in published or own trials of such settings;
+possible: it depends on the data and the purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +16,7 @@ class Finding:
     """One problem that a check found: message, location, and hint.
 
     `evidence`: the figures behind the message, as JSON values. `patch`: a change of the recipe that would help, as dotted keys
-    and their new values; None if no such change is known.
+    and their new values; None if no such change is known. `confidence`: how sure the check is; None: it does not say.
     """
 
     check: str
@@ -23,9 +26,10 @@ class Finding:
     hint: str = ""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     patch: Mapping[str, Any] | None = None
+    confidence: Confidence | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON values."""
+        """The finding as JSON values; `confidence` is there where the check says how sure it is."""
         return {
             "check": self.check,
             "severity": self.severity,
@@ -34,6 +38,7 @@ class Finding:
             "hint": self.hint,
             "evidence": dict(self.evidence),
             "patch": None if self.patch is None else dict(self.patch),
+            **({} if self.confidence is None else {"confidence": self.confidence}),
         }
 
     def overrides(self) -> str:

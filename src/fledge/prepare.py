@@ -21,7 +21,7 @@ from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_
 from fledge.plan.horizon import TrainingHorizon, sized_batch
 from fledge.plan.prompt_sharing import share_prompts
 from fledge.plan.stage import check_labels
-from fledge.plan.warnings import PlanError, PlannedStage, plan_warnings
+from fledge.plan.warnings import PlanError, PlannedStage, gpu_capability, plan_warnings
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights
 from fledge.recipe.schema import BatchConfig
@@ -329,18 +329,15 @@ class Preparation:
         notes = [*chosen, *self._growth_note(name, tokenizer), *notes]
         return plan_stage(stage.model_copy(update={"batch": batch}), data.train, cost, notes, data.validation)
 
+    def planned(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> PlannedStage:
+        """A stage as the critic reads it; `stage` has numbers in place of `auto`."""
+        cost, fresh = self.model_cost(name, tokenizer), self.start_models.of_stage(name).are_fresh
+        return PlannedStage(name=name, recipe=self.recipe, stage=stage, plan=plan, data=data, cost=cost, starts_fresh=fresh,
+                            capability=gpu_capability(self.recipe.runtime))  # fmt: skip
+
     def _warnings(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> list[Finding]:
-        """What is doubtful about the plan of a stage; `stage` has numbers in place of `auto`."""
-        planned = PlannedStage(
-            name=name,
-            stage=stage,
-            plan=plan,
-            train=data.train,
-            validation=data.validation,
-            width=self.model_cost(name, tokenizer).config.hidden_size,
-            starts_fresh=self.start_models.of_stage(name).are_fresh,
-        )
-        return plan_warnings(planned)
+        """What is doubtful about the plan of a stage."""
+        return plan_warnings(self.planned(name, tokenizer, data, stage, plan))
 
     def _findings_of_failed_plan(self, name: str, tokenizer: Tokenizer, data: StageDataset) -> list[Finding]:
         """What else is doubtful about a stage whose plan fails: the findings of its plan without warm-up and minimum rate;

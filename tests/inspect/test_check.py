@@ -97,7 +97,7 @@ def test_a_preference_stage_from_random_weights_is_told_beside_an_error(
     stage = {**tree["stages"]["dpo"], "schedule": {"warmup": 100}, "duration": "1 steps"}
     code, output, _ = fledge("check", write(tmp_path / "r.yaml", {**tree, "stages": {"dpo": stage}}))
     assert code == 2 and "✗ plan: warm-up takes 100 steps" in output
-    assert "! plan: the stage prefers answers with " in output and "random weights" in output
+    assert "! answers from fresh weights: the stage prefers answers with " in output and "random weights" in output
 
 
 def test_a_stage_that_cannot_be_built_does_not_hide_the_others(fledge: Fledge, tree: dict[str, Any], tmp_path: Path) -> None:

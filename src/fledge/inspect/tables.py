@@ -176,6 +176,7 @@ def finding_text(finding: Finding) -> Text:
     location = f" ({finding.where})" if is_key else f", first at {finding.where}" if finding.where else ""
     advice = [finding.hint, finding.overrides()]
     lines = "".join(f"\n    → {line}" for line in advice if line)
+    sure = "" if finding.confidence is None else f" [{finding.confidence}]"
     return Text.assemble(
-        (f"{mark} ", style), (f"{finding.check}: ", "bold"), f"{source}{finding.message}{location}", (lines, "dim")
+        (f"{mark} ", style), (f"{finding.check}: ", "bold"), f"{source}{finding.message}{location}", (f"{sure}{lines}", "dim")
     )

@@ -49,6 +49,7 @@ def parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -
 
 
 STATE_BYTES = {"adamw": 8.0, "muon": 4.0, "adamw8bit": 2.03, "adafactor": 0.1}  # of optimizer state for a parameter it holds
+MUON_STACK = 2**25  # numbers of matrices that Muon works on at a time, or those of one stack of experts
 VISIBILITY_BYTES = 128  # for each key: which queries of a block see it
 
 
@@ -142,16 +143,32 @@ class ModelCost:
         sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + config.intermediate_size)
         return config.num_hidden_layers * rank * sides
 
-    def state_bytes(self, optimizer: str, adapter: int | None = None) -> float:
-        """Bytes held from step to step: float32 weights, their gradients, and the optimizer's state. Only the matrices of the
-        blocks have Muon's momentum or 8-bit moments; embedding and head have AdamW's two moments in float32. Adafactor has one
-        number for each row and one for each column of a matrix. With an adapter of that many parameters, which AdamW trains,
-        the weights have neither."""
+    def optimizer_bytes(self, optimizer: str, adapter: int | None = None) -> float:
+        """Bytes of the optimizer's state. Only the matrices of the blocks have Muon's momentum or 8-bit moments; embedding and
+        head have AdamW's two moments in float32. Adafactor has one number for each row and one for each column of a matrix. An
+        adapter of that many parameters is trained by AdamW."""
         if adapter is not None:
-            return 4 * self.parameters().total + (8 + STATE_BYTES["adamw"]) * adapter
+            return STATE_BYTES["adamw"] * adapter
         total, tables = self.parameters().total, self.table_parameters
         of_tables = STATE_BYTES["adafactor" if optimizer == "adafactor" else "adamw"]
-        return 8 * total + STATE_BYTES[optimizer] * (total - tables) + of_tables * tables
+        return STATE_BYTES[optimizer] * (total - tables) + of_tables * tables
+
+    def state_bytes(self, optimizer: str, adapter: int | None = None) -> float:
+        """Bytes held from step to step: float32 weights, their gradients, and the optimizer's state (`optimizer_bytes`). With
+        an adapter of that many parameters the weights have neither."""
+        total = self.parameters().total
+        weights = 8 * total if adapter is None else 4 * total + 8 * adapter
+        return weights + self.optimizer_bytes(optimizer, adapter)
+
+    def optimizer_work_bytes(self, optimizer: str) -> float:
+        """Bytes that an optimizer holds only while it works: Muon the blended gradients in float32, and four stacks of matrices
+        of one shape in 2 bytes a number, of at most MUON_STACK numbers."""
+        if optimizer != "muon":
+            return 0.0
+        config = self.config
+        experts = 1 if config.moe is None else config.moe.num_experts
+        gates = 2 * config.num_hidden_layers * experts * config.hidden_size * config.intermediate_size
+        return 12.0 * min(gates, max(MUON_STACK, gates // config.num_hidden_layers // 2))
 
     def block_bytes(self, size: int, compiled: bool) -> float:
         """Bytes that one block saves per token for the backward pass, at `size` bytes a number, with `blocked` attention.
@@ -198,10 +215,45 @@ class ModelCost:
         keep. For a mixture of experts, whose experts stay as they are, 0."""
         if self.config.moe is not None:
             return 0.0
+        return (4 - stored) * (self._all_multiplying() - self.head_parameters) + self.saved_copies(size, every)
+
+    def saved_copies(self, size: int, every: int = 0) -> float:
+        """Bytes of the copies of `weight_copies` that dense blocks keep for the backward pass, except blocks that are computed
+        again; frozen matrices that are stored as products read them, or in 4 bits, need none."""
+        if self.config.moe is not None:
+            return 0.0
         layers = self.config.num_hidden_layers
-        numbers = self._all_multiplying() - self.head_parameters
-        copies = (layers - len(checkpointed_layers(layers, every))) * self.weight_copies(size)
-        return (4 - stored) * numbers + copies
+        return (layers - len(checkpointed_layers(layers, every))) * self.weight_copies(size)
+
+    def frozen_norm_bytes(self, every: int = 0) -> float:
+        """Bytes that uncompiled code saves less per token where the weights of norms are frozen: one of the float32 copies of
+        each norm of a block that is not computed again, and of the last one."""
+        layers = self.config.num_hidden_layers
+        return 4.0 * self.config.hidden_size * (2 * (layers - len(checkpointed_layers(layers, every))) + 1)
+
+    def forward_bytes(self, tokens: int, size: int, scores: int = 0) -> float:
+        """The most that a forward pass without gradients holds of a micro-batch: input and norm of a block, and in the norm two
+        float32 copies, or in attention q, k, v and four arrays of `scores`, or in the feed-forward part gate, up, silu(gate)
+        and their product. `scores`: float32 numbers of attention that a token has at a time."""
+        config, moe = self.config, self.config.moe
+        width, active = config.hidden_size, 1 if moe is None else moe.num_experts_per_tok + moe.num_shared_experts
+        heads = size * (config.attention_size + 2 * config.head_size * config.num_key_value_heads) + 4 * 4 * scores
+        return tokens * (2 * size * width + max(8 * width, heads, size * 4 * active * config.intermediate_size))
+
+    def backward_bytes(self, tokens: int, size: int, scores: int = 0) -> float:
+        """Bytes of gradients inside a block beyond what it has saved: in the feed-forward part those of gate and up, while all
+        factors of the product are there; in attention, when the feed-forward part is done with, float32 gradients of keys and
+        values, those of queries, and five arrays of `scores` (as in `forward_bytes`), in low precision eight, because products
+        are widened; and of the block's output."""
+        config, moe = self.config, self.config.moe
+        active = 1 if moe is None else moe.num_experts_per_tok
+        inner = size * active * config.intermediate_size
+        heads = (
+            size * config.attention_size
+            + 8 * config.head_size * config.num_key_value_heads
+            + (20 if size == 4 else 32) * scores
+        )
+        return tokens * (size * config.hidden_size + max(2 * inner, heads - 3 * inner))
 
     def _all_multiplying(self) -> int:
         """Number of parameters in the matrix products of any token, all experts included."""

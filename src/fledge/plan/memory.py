@@ -1,21 +1,46 @@
-"""The largest micro-batch that fits into memory according to the cost model. Its size does not change the result of
+"""The largest micro-batch that fits into memory according to `memory_moments`. Its size does not change the result of
 training."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.quantization import bytes_per_weight
-from fledge.model.segments import segment_room
-from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, OptimizerConfig, RuntimeConfig, Stage
+from fledge.plan.memory_moments import (
+    BASELINE_BYTES,
+    Memory,
+    MemoryInputs,
+    estimate,
+    memory_of_stage,
+    memory_of_step,
+    moments_of_step,
+)
+from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, RuntimeConfig, Stage
 from fledge.recipe.sections.adapter import PREFIX
 from fledge.run.environment import local_world_size
 
-BASELINE_BYTES = 500 * 2**20  # interpreter, libraries, compiled code and temporary results
+__all__ = [
+    "BASELINE_BYTES",
+    "Memory",
+    "MemoryInputs",
+    "auto_micro_batch",
+    "budget",
+    "estimate",
+    "is_out_of_memory",
+    "largest_micro_batch",
+    "memory_inputs",
+    "memory_of_stage",
+    "memory_of_step",
+    "merged_micro_batch",
+    "moments_of_step",
+    "multiprocessors",
+    "useful_tokens",
+]
+
 OUT_OF_MEMORY = (  # in messages of allocators: of main memory, and of the driver and libraries of a GPU
     "can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed",
 )  # fmt: skip
@@ -25,40 +50,44 @@ TILE = 128  # rows and columns that one multiprocessor computes at a time of a m
 FULL_ROUNDS = 16  # of all multiprocessors: the last one, perhaps not full, then costs at most a sixteenth
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryInputs:
-    """The inputs of the memory estimate of a training step, except the number of rows."""
-
-    cost: ModelCost
-    row_length: int
-    optimizer: OptimizerConfig
-    device: str
-    documents_per_row: float = 1.0  # pieces of documents in a packed row, on average
-    copies: int = 0  # float32 copies of the trained weights: EMA, weights before an update, a checkpoint
-    reference: float = 0.0  # bytes of the reference, where that is a second model on this device
-    adapter: int | None = None  # parameters of the adapter, if only one is trained
-    rounded: bool = False  # the frozen matrices are kept in the dtype of the products (`frozen_weights`)
-    quantized: float | None = None  # bytes of a number of the frozen matrices, if they are quantized
-
-
-def memory_inputs(stage: Stage, cost: ModelCost, train: PackedDataset, device: str, judges: float = 0.0) -> MemoryInputs:
-    """The inputs of the estimate for a stage on its training data. `judges`: bytes of its reward models."""
-    averaged = stage.ema.decay is not None
-    copies = 1 + (2 if averaged else 0)
-    if device == "cpu":  # a checkpoint being saved is a copy in the same memory: weights, optimizer state, averages
-        copies += 3 + (2 if averaged else 0)
+def memory_inputs(
+    stage: Stage,
+    cost: ModelCost,
+    train: PackedDataset,
+    device: str,
+    judges: float = 0.0,
+    *,
+    ranks: int = 1,
+    sharded: bool = False,
+    from_weights: bool = True,
+) -> MemoryInputs:
+    """The inputs of the estimate for a stage on its training data. `judges`: bytes of its reward models. `ranks`: processes
+    that train together; `sharded`: by FSDP. `from_weights`: the stage starts from a trained model."""
     keeps_adapter = stage.keeps_reference_model and stage.adapter is not None  # the reference is the base with that adapter
+    batch = stage.batch
     return MemoryInputs(
         cost=cost,
         row_length=train.packed_length,
         optimizer=stage.optimizer,
         device=device,
         documents_per_row=train.pieces_per_row,
-        copies=copies + keeps_adapter + stage.measures_disentanglement,  # that takes a second gradient at once
-        reference=_reference_bytes(stage, cost, device) + judges,
+        document_lengths=len(np.unique(train.epoch(0)[0].length)),
+        partial=train.num_target_tokens < train.num_tokens,
+        accumulates=batch.tokens_per_step is not None or batch.gradient_accumulation_steps > 1,
+        averaged=stage.ema.decay is not None,
+        adapter_copies=int(keeps_adapter),
+        second_gradient=stage.measures_disentanglement,
+        reference=_reference_bytes(stage, cost, device),
+        reward_models=judges,
+        precomputes_reference=bool(getattr(stage, "precompute_ref_log_probs", False)),
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
         rounded=stage.adapter is not None and not stage.adapter.use_dora,
         quantized=None if stage.quantization is None else bytes_per_weight(stage.quantization),
+        ranks=ranks,
+        sharded=sharded and ranks > 1,
+        can_adapt=from_weights,
+        can_precompute=hasattr(stage, "precompute_ref_log_probs"),
+        sequences_per_row=max(1, round(train.packed_length / stage.data.max_seq_len)),
     )
 
 
@@ -100,43 +129,6 @@ def budget(runtime: RuntimeConfig, device: str) -> int:
     return (runtime.memory_budget or int(0.9 * psutil.virtual_memory().available)) // local_world_size()
 
 
-def estimate(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
-    """Bytes of a training step with `rows` rows per micro-batch. Undecided precision and compilation count as the larger
-    case."""
-    half = runtime.precision in ("bf16", "fp16") or (runtime.precision == "auto" and inputs.device == "cuda")
-    compiled = runtime.compile is True
-    tokens = rows * inputs.row_length
-    total = inputs.cost.parameters().total
-    trained = total if inputs.adapter is None else inputs.adapter
-    copies = 4 * inputs.copies * trained + inputs.reference
-    size = 2 if half else 4
-    stored = size if inputs.rounded and half else 4.0
-    if inputs.quantized is not None:
-        stored = inputs.quantized
-    saved = inputs.cost.frozen_savings(stored, size, runtime.activation_checkpoint_every) if stored < 4 else 0.0
-    return (
-        BASELINE_BYTES
-        + copies
-        - saved
-        + _attention_bytes(inputs, runtime, rows, size)
-        + inputs.cost.peak_bytes(
-            tokens, size, compiled, inputs.optimizer.name, runtime.activation_checkpoint_every, inputs.adapter
-        )
-    )
-
-
-def _attention_bytes(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int, size: int) -> float:
-    """Bytes that attention needs beyond the cost model, which counts `blocked` without its mask: on CUDA the most of all
-    backends that may be chosen, on a CPU the mask."""
-    tokens, chosen = rows * inputs.row_length, runtime.attention
-    if inputs.device != "cuda":
-        return float(size * tokens * inputs.row_length)
-    masked = inputs.cost.masked_attention_bytes(tokens, inputs.row_length, size, runtime.activation_checkpoint_every)
-    varlen = inputs.cost.varlen_bytes(tokens, segment_room(math.ceil(rows * inputs.documents_per_row)))
-    by_backend = {"sdpa": masked, "varlen": varlen, "auto": max(masked, varlen)}
-    return by_backend.get(chosen, 0.0)
-
-
 def auto_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeConfig) -> tuple[BatchConfig, list[str]]:
     """The batch settings with numbers, and a sentence if the micro-batch size was chosen; rows per step do not change.
 
@@ -155,15 +147,15 @@ def auto_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeC
         return batch.model_copy(
             update={"gradient_accumulation_steps": rows // batch.micro_batch_size, "tokens_per_step": None}
         ), []
-    limit, micro = budget(runtime, inputs.device), _largest_micro_batch(rows, inputs, runtime)
+    limit, micro = budget(runtime, inputs.device), largest_micro_batch(rows, inputs, runtime)
     if micro is None:
         raise FledgeError(
             f"not even one row of {inputs.row_length:,} tokens fits: a step takes about "
-            f"{estimate(inputs, runtime, 1) / 2**30:.2f} GiB, {limit / 2**30:.2f} GiB are available",
+            f"{_needs(inputs, runtime, 1, rows) / 2**30:.2f} GiB, {limit / 2**30:.2f} GiB are available",
             where="batch.micro_batch_size",
             hint="runtime.activation_checkpointing: full, optimizer adamw8bit, a smaller data.max_seq_len or a smaller model",
         )
-    note = f"micro-batches of {micro} rows, {rows // micro} per step: {_why(micro, inputs, runtime)}"
+    note = f"micro-batches of {micro} rows, {rows // micro} per step: {_why(micro, rows, inputs, runtime)}"
     return batch.model_copy(
         update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
     ), [note]
@@ -175,13 +167,13 @@ def merged_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: Runtim
     micro, count = batch.micro_batch_rows, batch.gradient_accumulation_steps
     if inputs.device == "cpu" or not batch.merge_micro_batches or count == 1:
         return batch, []
-    merged = _largest_micro_batch(micro * count, inputs, runtime)
+    merged = largest_micro_batch(micro * count, inputs, runtime)
     if merged is None or merged <= micro:
         return batch, []
     if reason := _why_not_mergeable(batch, inputs.cost.config):
         return batch, [f"micro-batches stay at {micro} rows, {count} per step: {reason}"]
     left = micro * count // merged
-    note = f"micro-batches of {merged} rows instead of {micro}, {left} per step: {_why(merged, inputs, runtime)}"
+    note = f"micro-batches of {merged} rows instead of {micro}, {left} per step: {_why(merged, micro * count, inputs, runtime)}"
     return batch.model_copy(update={"micro_batch_size": merged, "gradient_accumulation_steps": left}), [note]
 
 
@@ -197,32 +189,41 @@ def _why_not_mergeable(batch: BatchConfig, model: ModelConfig) -> str | None:
     return None
 
 
-def _largest_micro_batch(rows: int, inputs: MemoryInputs, runtime: RuntimeConfig) -> int | None:
-    """The largest divisor of the rows of a step that fits into memory and is still useful; None if not even one row fits."""
-    limit = budget(runtime, inputs.device)
+def largest_micro_batch(rows: int, inputs: MemoryInputs, runtime: RuntimeConfig, limit: float | None = None) -> int | None:
+    """The largest divisor of the rows of an update that fits into `limit` bytes (None: `budget`) and is still useful; None if
+    not even one row fits."""
+    limit = budget(runtime, inputs.device) if limit is None else limit
     divisors = [size for size in range(1, rows + 1) if rows % size == 0]
-    fitting = [size for size in divisors if estimate(inputs, runtime, size) <= limit]
+    fitting = [size for size in divisors if _needs(inputs, runtime, size, rows) <= limit]
     useful = useful_tokens(inputs.device, inputs.cost.config.hidden_size)
     return max((size for size in fitting if size * inputs.row_length <= useful), default=fitting[0] if fitting else None)
 
 
-def multiprocessors() -> int:
-    """Number of multiprocessors of this process's GPU."""
+def _needs(inputs: MemoryInputs, runtime: RuntimeConfig, micro: int, rows: int) -> float:
+    """Bytes with micro-batches of `micro` of the `rows` rows of an update."""
+    return estimate(replace(inputs, accumulates=micro < rows), runtime, micro)
+
+
+def multiprocessors() -> int | None:
+    """Number of multiprocessors of this process's GPU; None if no GPU is at hand."""
+    if not torch.cuda.is_available():
+        return None
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
 def useful_tokens(device: str, width: int) -> int:
     """Tokens of a micro-batch beyond which it is not faster. On CUDA as many as fill the card: a product with `width` columns
     then keeps every multiprocessor busy for FULL_ROUNDS rounds. Computed, not measured."""
-    if device == "cpu":
-        return MAX_MICRO_BATCH_TOKENS["cpu"]
-    full = FULL_ROUNDS * multiprocessors() * TILE**2 // width
+    count = None if device == "cpu" else multiprocessors()
+    if count is None:  # of a card that is not at hand, nothing more is known
+        return MAX_MICRO_BATCH_TOKENS[device]
+    full = FULL_ROUNDS * count * TILE**2 // width
     return min(max(full, MIN_FULL_TOKENS), MAX_MICRO_BATCH_TOKENS["cuda"])
 
 
-def _why(micro: int, inputs: MemoryInputs, runtime: RuntimeConfig) -> str:
+def _why(micro: int, rows: int, inputs: MemoryInputs, runtime: RuntimeConfig) -> str:
     """What decided about a micro-batch, for the plan."""
-    needed, limit = estimate(inputs, runtime, micro) / 2**30, budget(runtime, inputs.device) / 2**30
+    needed, limit = _needs(inputs, runtime, micro, rows) / 2**30, budget(runtime, inputs.device) / 2**30
     memory = f"a step takes about {needed:.2f} of {limit:.2f} GiB"
     if inputs.device == "cpu":
         return memory

@@ -174,6 +174,11 @@ class PreferenceSettings(ReferenceSettings, PairSettings):
         return self.loss_keys.has_reference and not self.precompute_ref_log_probs
 
     @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference log-probabilities are computed once, before the first step."""
+        return self.loss_keys.has_reference and self.precompute_ref_log_probs
+
+    @property
     def measures_disentanglement(self) -> bool:
         """Whether evaluations compare the gradients of chosen and rejected answers."""
         return self.disentanglement
@@ -217,6 +222,11 @@ class KtoSettings(ReferenceSettings):
     def keeps_reference_model(self) -> bool:
         """Whether a second model computes the reference log-probabilities of each batch."""
         return not self.precompute_ref_log_probs
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference log-probabilities are computed once, before the first step."""
+        return self.precompute_ref_log_probs
 
 
 class RewardSettings(PairSettings):

@@ -163,6 +163,11 @@ class StageBase(ConfigModel):
         return False
 
     @property
+    def precomputes_reference(self) -> bool:
+        """Whether the initial model computes the log-probabilities of all examples once, before the first step."""
+        return False
+
+    @property
     def prompt_sharing(self) -> Literal["auto"] | bool:
         """Whether the sequences of an example are to share their prompt; false where an example has but one."""
         return False

@@ -1,0 +1,200 @@
+"""What would make a stage fit into memory: measures from the cheapest to the most far-reaching, each as a patch of the recipe.
+
+A measure is cheap if training computes the same and takes little longer. What changes the method (an adapter) or the data
+(shorter rows) comes last.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fledge.model.quantization import bytes_per_weight
+from fledge.plan.memory import largest_micro_batch
+from fledge.plan.memory_moments import MemoryInputs, estimate
+from fledge.recipe.schema import AdapterConfig, QuantizationConfig, RuntimeConfig
+
+SHORTEST = 128  # tokens of a row, below which it is not shortened
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides about memory: the inputs of the estimate, how it is computed, and the rows of a micro-batch and of an
+    update."""
+
+    inputs: MemoryInputs
+    runtime: RuntimeConfig
+    micro: int
+    rows: int
+
+    @property
+    def needs(self) -> float:
+        """Bytes of the stage."""
+        return estimate(replace(self.inputs, accumulates=self.micro < self.rows), self.runtime, self.micro)
+
+
+Patch = dict[str, Any]
+Change = Callable[[Plan], tuple[Plan, Patch] | None]
+"""The plan after a measure, and the keys of the recipe that it changes; None where it changes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A measure. `patch`: dotted keys of the recipe with their new values; keys of the stage begin with `stage.`, which
+    stands for `stages.<name>.`. `needs`: bytes with it, and with those before it if `together`. `costs`: what it costs."""
+
+    patch: Patch
+    needs: float
+    fits: bool
+    costs: str
+    together: bool = False
+
+    def of_stage(self, name: str) -> Patch:
+        """The patch for the stage of this name."""
+        return {key.replace("stage.", f"stages.{name}.", 1): value for key, value in self.patch.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What fits into `available` bytes. `needs`: bytes of what is wanted. `largest`: the rows of the largest micro-batch that
+    fits and divides the rows of an update; None: not even one row fits. `measures`: empty if what is wanted fits."""
+
+    available: float
+    needs: float
+    largest: int | None
+    measures: list[Measure]
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is wanted fits."""
+        return self.needs <= self.available
+
+
+def _smaller_micro_batch(available: float) -> Change:
+    def change(plan: Plan) -> tuple[Plan, Patch] | None:
+        micro = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available) or 1
+        if micro >= plan.micro:
+            return None
+        patch = {
+            "stage.batch.micro_batch_size": micro,
+            "stage.batch.gradient_accumulation_steps": plan.rows // micro,
+        }
+        return replace(plan, micro=micro), patch
+
+    return change
+
+
+def _precomputed_reference(plan: Plan) -> tuple[Plan, Patch] | None:
+    if not plan.inputs.reference or not plan.inputs.can_precompute:
+        return None
+    inputs = replace(plan.inputs, reference=0.0, adapter_copies=0, precomputes_reference=True)
+    return replace(plan, inputs=inputs), {"stage.precompute_ref_log_probs": True}
+
+
+def _checkpointing(every: int) -> Change:
+    def change(plan: Plan) -> tuple[Plan, Patch] | None:
+        now = plan.runtime.activation_checkpoint_every
+        if (now and now <= every) or plan.inputs.cost.config.num_hidden_layers < every:
+            return None
+        value = "full" if every == 1 else every
+        runtime = plan.runtime.model_copy(update={"activation_checkpointing": value})
+        return replace(plan, runtime=runtime), {"runtime.activation_checkpointing": value}
+
+    return change
+
+
+def _eight_bit(plan: Plan) -> tuple[Plan, Patch] | None:
+    cost, now = plan.inputs.cost, plan.inputs.optimizer
+    if plan.inputs.adapter is not None or cost.optimizer_bytes(now.name) <= cost.optimizer_bytes("adamw8bit"):
+        return None
+    inputs = replace(plan.inputs, optimizer=now.model_copy(update={"name": "adamw8bit"}))
+    return replace(plan, inputs=inputs), {"stage.optimizer.name": "adamw8bit"}
+
+
+def _lora(plan: Plan) -> tuple[Plan, Patch] | None:
+    if plan.inputs.adapter is not None or not plan.inputs.can_adapt:
+        return None
+    config = AdapterConfig()
+    keeps = int(plan.inputs.reference > 0)
+    inputs = replace(
+        plan.inputs,
+        adapter=plan.inputs.cost.adapter_parameters(config.r),
+        adapter_copies=keeps,
+        reference=0.0,
+        rounded=True,
+    )
+    return replace(plan, inputs=inputs), {"stage.adapter.r": config.r}
+
+
+def _qlora(plan: Plan) -> tuple[Plan, Patch] | None:
+    if plan.inputs.quantized is not None or plan.inputs.cost.config.moe is not None or not plan.inputs.can_adapt:
+        return None
+    before = (plan, {}) if plan.inputs.adapter is not None else _lora(plan)
+    assert before is not None
+    adapted, patch = before
+    config = QuantizationConfig()
+    inputs = replace(adapted.inputs, quantized=bytes_per_weight(config))
+    return replace(adapted, inputs=inputs), {**patch, "stage.quantization.quant_type": config.quant_type}
+
+
+def _shorter(available: float) -> Change:
+    def change(plan: Plan) -> tuple[Plan, Patch] | None:
+        length, sequences = plan.inputs.row_length, plan.inputs.sequences_per_row
+        shorter = plan
+        while length // 2 >= SHORTEST * sequences and shorter.needs > available:
+            length //= 2
+            shorter = replace(plan, inputs=replace(plan.inputs, row_length=length))
+        return None if shorter is plan else (shorter, {"stage.data.max_seq_len": length // sequences})
+
+    return change
+
+
+def _measures(available: float) -> Iterable[tuple[Change, str]]:
+    """All measures from the cheapest on, with what each costs."""
+    return (
+        (_smaller_micro_batch(available), "nothing but a little time: the rows of an update stay"),
+        (_precomputed_reference, "one pass over the data before the first step, and none later"),
+        (_checkpointing(2), "half of the blocks are computed once more in the backward pass"),
+        (_eight_bit, "the optimizer's moments of the blocks are kept in 8 bits"),
+        (_checkpointing(1), "every block is computed once more in the backward pass"),
+        (_lora, "only an adapter is trained"),
+        (_qlora, "only an adapter is trained, beside weights in 4 bits"),
+        (_shorter(available), "rows are cut at fewer tokens"),
+    )
+
+
+def what_would_fit(inputs: MemoryInputs, runtime: RuntimeConfig, *, micro_batch: int, rows: int, available: float) -> Fit:
+    """What fits into `available` bytes, where micro-batches of `micro_batch` of the `rows` rows of an update are wanted.
+
+    If they do not fit: each measure that makes a difference, with the bytes that it then needs. If none of them is enough by
+    itself, the measures together, one after another until they are (`together`)."""
+    plan = Plan(inputs, runtime, micro_batch, rows)
+    largest = largest_micro_batch(rows, inputs, runtime, available)
+    if plan.needs <= available:
+        return Fit(available=available, needs=plan.needs, largest=largest, measures=[])
+    measures = [measure for one in _measures(available) if (measure := _alone(plan, *one, available)) is not None]
+    if not any(measure.fits for measure in measures):
+        measures += _together(plan, available)
+    return Fit(available=available, needs=plan.needs, largest=largest, measures=measures)
+
+
+def _alone(plan: Plan, change: Change, costs: str, available: float) -> Measure | None:
+    changed = change(plan)
+    if changed is None or changed[0].needs >= plan.needs:
+        return None
+    needs = changed[0].needs
+    return Measure(patch=changed[1], needs=needs, fits=needs <= available, costs=costs)
+
+
+def _together(plan: Plan, available: float) -> list[Measure]:
+    """The measures together, up to the one with which the stage fits; empty if it never does."""
+    patch: Patch = {}
+    costs: list[str] = []
+    for change, cost in _measures(available):
+        changed = change(plan)
+        if changed is None or changed[0].needs >= plan.needs:
+            continue
+        plan, costs = changed[0], [*costs, cost]
+        patch |= changed[1]
+        if plan.needs <= available:
+            return [Measure(patch=patch, needs=plan.needs, fits=True, costs="; ".join(costs), together=True)]
+    return []
