@@ -1,6 +1,6 @@
 """A run: the stages of a recipe in order, prepared together and then trained one after another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,23 +8,17 @@ from pathlib import Path
 import torch
 
 from fledge.autotune.autotune import check_device
-from fledge.autotune.benchmark import fastest_product
-from fledge.autotune.compute_config import chosen_device, describe_runtime
 from fledge.data.build.directory import drop_items, remove_build
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError, missing_extra
 from fledge.evaluate.bleu import import_sacrebleu
 from fledge.evaluate.metrics import needs_sacrebleu
-from fledge.evaluate.prompt_tests import check_cases, load_cases
+from fledge.evaluate.prompt_tests import check_cases
 from fledge.evaluate.samples import check_samples
 from fledge.evaluate.sets.base import EvaluationSet
 from fledge.evaluate.sets.in_stage import check_sets, load_stage_sets
-from fledge.localization import localized
 from fledge.monitor.run_logger import show_finding
 from fledge.pinned_prompt_tests import PinnedPromptTests
-from fledge.plan import describe_plan
-from fledge.plan.estimate import minutes_text, training_seconds
-from fledge.plan.memory import estimate, memory_inputs
 from fledge.plan.warnings import PlanError
 from fledge.prepare import Preparation, PreparedStage, save_tokenizer
 from fledge.recipe import Recipe, differences, to_yaml
@@ -36,7 +30,8 @@ from fledge.run.sinks import check_sinks
 from fledge.run.startup import StartupTimer
 from fledge.run.stopping import SignalHandler
 from fledge.run.text_files import remove_partial_files
-from fledge.stage import AfterStage, RunContext, StageRunner
+from fledge.run_context import AfterStage, RunContext
+from fledge.stage import StageRunner
 from fledge.tokenizer import Tokenizer
 from fledge.training.batch_source import check_enough_rows
 
@@ -59,12 +54,15 @@ class Pipeline:
         ranks: DistributedContext | None = None,
         *,
         startup: StartupTimer | None = None,
+        micro_steps: Mapping[str, int] | None = None,
     ) -> None:
         """`allow`: keys that may differ from the recipe of a run that is resumed, although what is learned depends on them.
 
         `after_stage` is called in the main process with the trained model of each stage. `startup`: the timer of a caller that
-        has done something else before.
+        has done something else before. `micro_steps`: micro-batches of each stage that the time of compiling is weighed
+        against, if these are not those of the recipe.
         """
+        self.micro_steps = micro_steps or {}
         self.recipe, self.console, self.after_stage, self.allow = recipe, console, after_stage, allow
         self.ranks = ranks or DistributedContext()
         self.directory = RunDirectory(Path(recipe.output) / recipe.name)
@@ -136,6 +134,7 @@ class Pipeline:
             adopt_recipe=self.history.adopt,
             measure_again=self.history.needs_measuring(),
             token_bytes=_token_bytes(tokenizer),
+            micro_steps=self.micro_steps,
         )
         models: dict[str, Path] = {}
         for order, (name, result) in enumerate(results.items()):
@@ -297,72 +296,3 @@ def check_extras(recipe: Recipe) -> None:
             import_sacrebleu(f"stages.{name}.evaluation.generated_answers.{key}")
         if stage.quantization is not None and find_spec("bitsandbytes") is None:
             raise missing_extra("bitsandbytes", "qlora", f"stages.{name}.quantization")
-
-
-def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:
-    """How a recipe would be computed, and the plan of every stage with memory and time; with `full`, behind the recipe with all
-    defaults, as text that is a recipe. Nothing is written. What a person needs stands last, because a terminal shows the end.
-
-    Raises FledgeError as a run would before its first step.
-    """
-    check_device(recipe.runtime)
-    check_extras(recipe)
-    for name, stage in recipe.stages.items():
-        if stage.prompt_tests is not None:
-            load_cases(Path(stage.prompt_tests.prompts))
-        load_stage_sets(recipe, name)
-    preparation = Preparation(recipe, console.log)
-    preparation.check_start_models()
-    tokenizer = preparation.tokenizer()
-    lines = [
-        "runtime",
-        *(f"  {line}" for line in describe_runtime(recipe.runtime)),
-        f"tokenizer: {tokenizer.vocab_size:,} tokens",
-    ]
-    device, total = chosen_device(recipe.runtime), 0.0
-    flops, problem = _speed(device)
-    for name in recipe.stages:
-        prepared, cost = prepare_stage(preparation, name, tokenizer, console), preparation.model_cost(name, tokenizer)
-        inputs = memory_inputs(prepared.stage, cost, prepared.data.train, device)
-        memory = estimate(inputs, recipe.runtime, prepared.plan.micro_batch_size)
-        needs = f"a step takes about {memory / 2**30:.1f} GiB of memory"
-        if flops is not None:
-            seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
-            total += seconds
-            drawing = " besides the drawing of answers" if prepared.stage.answers_per_example > 1 else ""
-            needs += f"; {minutes_text(seconds)} of training{drawing}"
-        lines += [name, *_described(prepared), f"  needs: {needs}"]
-        for warning in prepared.warnings:
-            lines += [f"  warning: {warning.where}: {warning.message}", f"    → {warning.hint}"]
-    if flops is None:
-        lines.append(f"the time of training is not estimated: {problem}")
-    else:
-        speed = f"estimated from matrix products of {flops / 1e9:,.0f} GFLOP/s, measured now"
-        lines.append(
-            f"in all {minutes_text(total)} of training on this {device}, {speed}; compiling and the start are not counted"
-        )
-    lines = [localized(line) for line in lines]
-    if not full:
-        return "\n".join([*lines, localized("--full prints the recipe with all defaults too")])
-    plan = [f"# {line}" for line in "\n".join(lines).splitlines()]  # a name of a file may have several lines
-    return "\n".join(["# " + localized("the recipe with all defaults; the plan is at the end"), to_yaml(recipe), *plan])
-
-
-def _speed(device: str) -> tuple[float | None, str]:
-    """FLOP/s of matrix products of a device, or None and the reason why they cannot be measured: the rest of a plan is right
-    nevertheless."""
-    try:
-        return fastest_product(device), ""
-    except FledgeError as error:
-        return None, error.what
-
-
-def _described(prepared: PreparedStage) -> list[str]:
-    """The data and the plan of a stage."""
-    plan, summary = prepared.plan, prepared.data.train.summary()
-    lines = [f"  {line}" for line in prepared.data.report.lines()]
-    lines.append(f"  {summary['target_tokens']:,} supervised tokens an epoch, padding {summary['padding_share']:.1%}")
-    lines += [f"  {describe_plan(plan)}", *(f"  {note}" for note in plan.notes)]
-    if plan.active_parameters != plan.parameters:
-        lines.append(f"  mixture of experts: {plan.active_parameters / 1e6:.1f}M parameters active per token")
-    return lines

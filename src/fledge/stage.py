@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,11 @@ from fledge.checkpoint.state import TrainState
 from fledge.data import PackedDataset
 from fledge.data.build.load import split_fingerprints
 from fledge.data.build.row_locator import example_locator
-from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.generated import GeneratedAnswers
-from fledge.evaluate.prompt_tests import Case
 from fledge.evaluate.records import SetResult
 from fledge.evaluate.reward_models import check_reward_models
 from fledge.evaluate.rewards import stage_rewards
-from fledge.evaluate.sets.base import EvaluationSet
 from fledge.evaluate.sets.in_stage import StageSets
 from fledge.evaluate.stage_evaluation import StageEvaluation
 from fledge.evaluate.stage_verdict import FinishedStage, conclude
@@ -38,17 +33,13 @@ from fledge.monitor.run_logger import LogTargets
 from fledge.objective import Objective, ObjectiveContext, build_objective
 from fledge.objective.disentanglement import disentanglement_probe
 from fledge.plan import describe_plan
+from fledge.prediction import conclude_prediction, predict, stage_inputs, write_prediction
 from fledge.prepare import PreparedStage
-from fledge.recipe import Recipe
-from fledge.recipe.resume_policy import Change
 from fledge.recipe.schema import GenerationSamplesConfig
-from fledge.run import Console, RunDirectory, StageDirectory, write_json
-from fledge.run.alerts import Alerts
+from fledge.run import RunDirectory, StageDirectory, write_json
 from fledge.run.file_shapes import StageData
-from fledge.run.startup import StartupTimer
-from fledge.run.stopping import SignalHandler
 from fledge.run.text_files import read_json
-from fledge.tokenizer import Tokenizer
+from fledge.run_context import RunContext
 from fledge.training.context import TrainContext
 from fledge.training.hooks import Hook
 from fledge.training.initial_model import StageModels
@@ -61,37 +52,6 @@ from fledge.training.start_weights import StartWeights
 from fledge.training.trainable import load_saved_weights
 from fledge.training.trainer import Trainer
 from fledge.training.validation import ValidationSet
-
-AfterStage = Callable[[str, LanguageModel, Tokenizer, StageDirectory], None]
-
-
-@dataclass(kw_only=True)
-class RunContext:
-    """The objects that all stages of a run share."""
-
-    recipe: Recipe
-    console: Console
-    tokenizer: Tokenizer
-    stopping: SignalHandler
-    alerts: Alerts
-    prompt_test_cases: dict[str, list[Case]]  # by stage
-    evaluation_sets: dict[str, list[EvaluationSet]]  # by stage; of the main process
-    ranks: DistributedContext
-    startup: StartupTimer | None
-    after_stage: AfterStage | None = None
-    recipe_changes: list[Change] = field(default_factory=list)  # since the run began
-    adopt_recipe: Callable[[], None] = lambda: None  # records the changes; called when a stage goes on under them
-    measure_again: bool = False  # whether settings of the machine are among the changes
-    token_bytes: torch.Tensor | None = None  # [V], bytes of each token's text
-
-    def timed(self, name: str) -> AbstractContextManager[None]:
-        """A context whose time counts as this phase of the time before the first step."""
-        return nullcontext() if self.startup is None else self.startup.phase(name)
-
-    def take_startup_report(self) -> StartupTimer | None:
-        """The timer of the time before the first step; None after the first call."""
-        startup, self.startup = self.startup, None
-        return startup
 
 
 class StageRunner:
@@ -125,6 +85,7 @@ class StageRunner:
             log=shared.console.log,
         )
         self.rewards: RewardTable | None = None  # made when the stage begins, from models that earlier stages have written
+        self._on_end: Callable[[], None] = lambda: None  # of the main process: compares the stage with its prediction
         self._on_start: list[Callable[[], None]] = []  # what records a changed recipe, once training goes on under it
 
     def run(self) -> dict[str, Any]:
@@ -139,6 +100,7 @@ class StageRunner:
         with self.shared.timed("autotune"), self.ranks.main_process_first():
             compute = self._compute_config(model)
         self.console.log(compute.describe())
+        self._predict(model, compute)
         if self.ranks.is_distributed:
             self.console.log(f"{self.ranks.world_size} processes share each update ({self.recipe.runtime.parallelism})")
         reference = ReferenceProvider(
@@ -192,6 +154,16 @@ class StageRunner:
         )
         is_main = self.ranks.is_main_process
         return self.ranks.broadcast_object(conclude(finished, model, self.shared.alerts) if is_main else None)
+
+    def _predict(self, model: LanguageModel, compute: ComputeConfig) -> None:
+        """Log and write what the stage is predicted to take."""
+        inputs = stage_inputs(self.prepared, model.cost, self.recipe.runtime)
+        prediction = predict(inputs, compute, self.ranks)
+        if prediction is not None:
+            self.console.log(prediction.line())
+        if self.ranks.is_main_process:
+            write_prediction(self.directory, prediction)
+            self._on_end = lambda: conclude_prediction(self.directory, inputs, compute, self.console.log)
 
     def _report_data_and_plan(self, changed: dict[str, list[Any]]) -> None:
         """Log the data report and the plan, and write their files. `changed`: changed keys of the recipe."""
@@ -288,7 +260,8 @@ class StageRunner:
             compute.apply(model)
             compile_seconds = warm_up(compute, model, batch, objective, self.console.log)
         else:
-            micro_steps = self.prepared.horizon.micro_batches(self.prepared.horizon.steps)
+            own = self.prepared.horizon.micro_batches(self.prepared.horizon.steps)
+            micro_steps = self.shared.micro_steps.get(self.prepared.name, own)
             compute = autotune(
                 self.recipe.runtime, model, batch, objective=objective, micro_steps=micro_steps, log=self.console.log
             )
@@ -395,5 +368,6 @@ class StageRunner:
             "verdict": concluded["verdict"],
         }
         if self.ranks.is_main_process:
+            self._on_end()
             write_json(self.directory.result_file, result)
         return result

@@ -130,7 +130,7 @@ def test_a_mixture_of_experts_is_planned_with_its_active_parameters(world: Path,
     model = {**tiny_run.MODEL, "moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}}
     file = tiny_run.write(tmp_path / "r.yaml", tiny_run.tree(world, tmp_path, model=model))
     planned = fledge("train", file, "--dry-run")
-    assert planned.returncode == 0 and "active per token" in planned.stdout
+    assert planned.returncode == 0 and "active for a token" in planned.stdout
 
 
 def test_packages_import_only_from_the_layers_below() -> None:

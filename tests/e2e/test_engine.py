@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 
 from fledge.data import PackedDataset
 from fledge.errors import FledgeError
+from fledge.forecast.planning import dry_run
 from fledge.model.cost import ModelCost
 from fledge.model.pretrained import from_pretrained
 from fledge.optim.grad_scaler import GradScaler
-from fledge.pipeline import Pipeline, dry_run
+from fledge.pipeline import Pipeline
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fledge.errors import FledgeError
-from fledge.pipeline import Pipeline, dry_run
+from fledge.forecast.planning import dry_run
+from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console

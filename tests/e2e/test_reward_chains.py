@@ -14,7 +14,8 @@ from fledge import load_reward_model
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
 from fledge.evaluate.reward_models import reward_model_costs
-from fledge.pipeline import Pipeline, dry_run
+from fledge.forecast.planning import dry_run
+from fledge.pipeline import Pipeline
 from fledge.plan.memory import memory_inputs
 from fledge.prepare import Preparation
 from fledge.recipe import recipe_from_dict
@@ -118,7 +119,7 @@ def test_the_estimate_of_memory_counts_the_reward_models(start: Path, trained: P
     assert {label: cost.parameters().total for label, cost in costs.items()} == {"model": parameters, "judge": parameters}
     train, cost = preparation.stage_data("grpo", tokenizer).train, preparation.model_cost("grpo", tokenizer)
     alone, beside = (memory_inputs(recipe.stages["grpo"], cost, train, "cpu", more) for more in (0.0, 8.0 * parameters))
-    assert beside.reference - alone.reference == 8.0 * parameters
+    assert beside.reward_models - alone.reward_models == 8.0 * parameters
 
 
 def test_a_reward_by_a_stage_that_comes_later_is_refused_with_what_to_do(start: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from fledge.errors import FledgeError
 from fledge.evaluate.best_of import BestOf
 from fledge.evaluate.rewards import build_rewards
 from fledge.export import export_model
+from fledge.forecast.planning import dry_run
 from fledge.generation import SamplingParams, load_engine
-from fledge.pipeline import Pipeline, dry_run
+from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.recipe.sections.rewards import RewardConfig
 from fledge.report import write_report

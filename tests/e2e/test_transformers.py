@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fledge.cli import main
 from fledge.errors import FledgeError
+from fledge.forecast.planning import dry_run
 from fledge.model.decoder import Decoder
 from fledge.model.loading import load_model
 from fledge.model.pretrained import from_pretrained
-from fledge.pipeline import Pipeline, dry_run
+from fledge.pipeline import Pipeline
 from fledge.recipe import ModelConfig, recipe_from_dict
 from fledge.run import Console
 from fledge.tokenizer import train_tokenizer

@@ -9,9 +9,11 @@ from fledge.cli.completion import add_completion
 from fledge.cli.evaluation import add_eval
 from fledge.cli.init import add_init
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
+from fledge.cli.plan import add_plan
 from fledge.cli.prefer_arguments import add_prefer
 from fledge.cli.rate import add_rate
 from fledge.cli.runs_arguments import add_runs
+from fledge.cli.search_arguments import add_search
 from fledge.export.targets import TARGETS as TARGETS_OF_EXPORT
 from fledge.localization import LANGUAGES
 from fledge.version import __version__
@@ -67,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_quickstart(commands)
     add_init(commands)
+    add_plan(commands, OVERRIDES)
     _add_train(commands)
+    add_search(commands, OVERRIDES)
     _add_data(commands)
     for name, text in (("generate", "answer one prompt, or all of a file"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)
@@ -349,7 +353,7 @@ def _command_parsers(argv: Sequence[str], parser: argparse.ArgumentParser) -> tu
     chosen = _subparsers(parser).get(command or "")
     if chosen is None:
         return [], False
-    actions, has_recipe = _subparsers(chosen), command in ("train", "data")
+    actions, has_recipe = _subparsers(chosen), command in ("train", "plan", "data", "sweep", "tune")
     if not actions:
         return [chosen], has_recipe
     action = next((argument for argument in argv if argument in actions), None)

@@ -13,9 +13,11 @@ from fledge.cli.data_commands import run_data
 from fledge.cli.evaluation import run_eval
 from fledge.cli.init import run_init
 from fledge.cli.localized_help import localize_parser, take_language
+from fledge.cli.plan import run_plan
 from fledge.cli.prefer_commands import run_prefer
 from fledge.cli.rate import run_rate
 from fledge.cli.runs_commands import run_runs
+from fledge.cli.search_commands import run_sweep, run_tune
 from fledge.entrypoint import TrainCommand, exit_code, leave_output, to_stderr, write_report_and_summarize
 from fledge.errors import FledgeError
 from fledge.escaping import escaped
@@ -78,8 +80,14 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         return _run_with_signals(options, overrides, argv)
     if options.command == "runs":
         return run_runs(options)
+    if options.command == "plan":
+        return run_plan(options, overrides)
     if options.command == "data":
         run_data(options, overrides)
+    elif options.command == "sweep":
+        run_sweep(options, overrides)
+    elif options.command == "tune":
+        run_tune(options, overrides)
     elif options.command == "init":
         run_init(options)
     elif options.command == "completion":
@@ -142,7 +150,7 @@ def _run_train(options: argparse.Namespace, overrides: Overrides, argv: list[str
         return training.run(stopping)
     recipe = load_recipe(options.recipe, overrides)  # here, so that an error appears once and not for every process
     if options.dry_run:
-        from fledge.pipeline import dry_run
+        from fledge.forecast.planning import dry_run
 
         print(escaped(dry_run(recipe, Console(quiet=options.quiet), full=options.full)))
         return 0

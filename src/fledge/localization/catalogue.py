@@ -193,6 +193,8 @@ class Catalogue:
 
     def _part(self, text: str, before: str) -> str | None:
         """The translation of a part behind a separator: a message of several words, or a word behind a number."""
+        if text.count("(") != text.count(")"):  # the bracket is a separator
+            return None
         if " " in text:
             return self.whole(text, MIN_NESTED)
         return self.words.get(text) if before == " " else None

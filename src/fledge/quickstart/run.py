@@ -14,7 +14,7 @@ from fledge.quickstart.speed import measure_speed
 from fledge.recipe import Recipe, load_recipe
 from fledge.run import Console, RunDirectory, StageDirectory, check_layout, exclusive_lock, read_json, write_json
 from fledge.run.startup import StartupTimer
-from fledge.stage import AfterStage
+from fledge.run_context import AfterStage
 from fledge.tokenizer import Tokenizer
 from fledge.world import Question, build, load_questions
 

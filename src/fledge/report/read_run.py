@@ -206,6 +206,7 @@ def read_stage(reader: Reader, name: str) -> Stage:
         trained=(trained, parameters) if trained and parameters else None,
         decision=mapping(result.get("verdict")),
         worst=read_worst(reader.json_lines(f"{name}/eval/errors.jsonl")),
+        prediction=reader.json_object(f"{name}/prediction.json") or {},
     )
 
 

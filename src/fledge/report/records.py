@@ -159,7 +159,7 @@ class Stage:
     """One stage of a run: its plan, data report, events, evaluations, scores, and the findings about its result (`verdicts`, as
     result.json has them). None stands for a missing file. `trained`: numbers of trained and of all parameters; None before the
     stage is finished. `worst`: validation rows with the highest losses, by source. `decision`: the verdict
-    of result.json, with its reasons; empty without one."""
+    of result.json, with its reasons; empty without one. `prediction`: what prediction.json says; empty without it."""
 
     name: str
     plan: Mapping[str, object]
@@ -172,6 +172,7 @@ class Stage:
     trained: tuple[float, float] | None = None
     worst: tuple[WorstCase, ...] = ()
     decision: Mapping[str, object] = field(default_factory=dict)
+    prediction: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:

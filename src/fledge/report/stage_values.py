@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from fledge.report.read_run import number
+from fledge.report.read_run import mapping, number
 from fledge.report.records import Stage
 from fledge.report.series import Points, last_value, points
 
@@ -70,3 +70,17 @@ def with_first_evaluation(stage: Stage, name: str) -> Points:
     if start is not None and math.isfinite(start) and not any(step <= 0 for step, _ in curve):
         return [(0.0, start), *curve]
     return curve
+
+
+def predicted_seconds(stage: Stage) -> tuple[float, float] | None:
+    """The seconds that training and its evaluations were predicted to take, from … to; None without a prediction."""
+    predicted = mapping(stage.prediction.get("predicted"))
+    parts = [mapping(predicted.get(name)) for name in ("training", "evaluation")]
+    lows, highs = ([number(part.get(end)) for part in parts] for end in ("low", "high"))
+    low, high = (None if None in ends else sum(end or 0.0 for end in ends) for ends in (lows, highs))
+    return None if low is None or high is None else (low, high)
+
+
+def predicted_memory(stage: Stage) -> float | None:
+    """The bytes of memory that a step was predicted to take."""
+    return number(mapping(stage.prediction.get("predicted")).get("memory"))

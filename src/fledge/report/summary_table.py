@@ -11,6 +11,8 @@ from fledge.report.records import Scores, Stage
 from fledge.report.series import last_value
 from fledge.report.stage_values import (
     metric,
+    predicted_memory,
+    predicted_seconds,
     preference_accuracy,
     stage_memory,
     stage_mfu,
@@ -34,8 +36,13 @@ class Cell:
     @property
     def plain(self) -> str:
         """The cell as plain English text."""
+        return self.plain_in("en")
+
+    def plain_in(self, code: str) -> str:
+        """The cell as plain text in a language."""
         arrow = f"{self.before} → " if self.before is not None else ""
-        return " ".join(word for word in (f"{arrow}{self.value.en}", self.unit.en, self.note.en) if word)
+        value, unit, note = (getattr(words, code) for words in (self.value, self.unit, self.note))
+        return " ".join(word for word in (f"{arrow}{value}", unit, note) if word)
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,20 @@ def stop_cell(stage: Stage) -> Cell | None:
     return None
 
 
+def predicted_time_cell(stage: Stage) -> Cell | None:
+    """The predicted time of the stage, and where the measured one lies."""
+    predicted, took = predicted_seconds(stage), stage_seconds(stage)
+    if predicted is None:
+        return None
+    low, high = (formatting.duration(end) for end in predicted)
+    note = Text("", "")
+    if took is not None and stage.prediction.get("measured"):
+        place = "inside" if predicted[0] <= took <= predicted[1] else "below" if took < predicted[0] else "above"
+        note = Text(f"(measured: {place})", f"（实测：{PLACES_ZH[place]}）")
+    return Cell(Text(f"{low} to {high}", f"{low} 到 {high}"), note=note)
+
+
+PLACES_ZH = {"inside": "在范围内", "below": "更短", "above": "更长"}
 ANSWER_SCORES = ("reward", *ANSWER_METRICS)
 
 
@@ -211,6 +232,8 @@ def stage_rows(stages: Sequence[Stage]) -> list[Row]:
     ]
     optional = [
         row("Trained", "训练的参数", trained_cell),
+        row("Predicted time", "预计用时", predicted_time_cell),
+        row("Predicted memory", "预计内存", lambda s: size_cell(predicted_memory(s), formatting.size)),
         row("Bits per byte", "每字节比特数", before_and_after("bits_per_byte", "bits", formatting.loss, True)),
         row("Share of the peak (MFU)", "占峰值比例（MFU）", lambda s: plain_cell(stage_mfu(s), "%", formatting.percent)),
         row(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fledge.localization import language
 from fledge.report.read_run import read_run
 from fledge.report.summary_table import stage_rows
 
@@ -18,7 +19,7 @@ def stage_table(run_directory: Path) -> "Table":
 
     from fledge.run.terminal import Verbatim
 
-    run = read_run(Path(run_directory))
+    run, code = read_run(Path(run_directory)), language()
     table = Table(title=Text(run.name), title_justify="left", header_style="bold")
     table.add_column("")
     for stage in run.stages:
@@ -27,8 +28,8 @@ def stage_table(run_directory: Path) -> "Table":
         cells = [
             Text("not recorded", style="dim")
             if cell is None
-            else Text(cell.plain, style={True: "green", False: "red"}.get(cell.better, ""))  # type: ignore[arg-type]
+            else Verbatim(cell.plain_in(code), style={True: "green", False: "red"}.get(cell.better, ""))  # type: ignore[arg-type]
             for cell in row.cells
         ]
-        table.add_row(Text(row.label.en), *cells)
+        table.add_row(Verbatim(getattr(row.label, code)), *cells)
     return table

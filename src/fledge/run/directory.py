@@ -92,6 +92,11 @@ class StageDirectory:
         """The plan of the stage, as it was begun."""
         return self.root / "plan.json"
 
+    @property
+    def prediction(self) -> Path:
+        """What the stage was predicted to take, and what it took."""
+        return self.root / "prediction.json"
+
     def checkpoint_paths(self) -> list[Path]:
         """The checkpoints of the stage, whole or not, oldest first. Raises FledgeError if their folder cannot be read."""
         return checkpoint_paths(self.checkpoints)
@@ -109,7 +114,13 @@ class StageDirectory:
 
     def forget_preparation(self) -> None:
         """Remove what was chosen and measured for a stage that has not begun, so that it is chosen and measured again."""
-        for file in (self.plan, self.root / "compute.json", self.data_report, self.evaluations / "before.json"):
+        for file in (
+            self.plan,
+            self.root / "compute.json",
+            self.data_report,
+            self.prediction,
+            self.evaluations / "before.json",
+        ):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.set_results("before"), ignore_errors=True)
 

@@ -82,6 +82,39 @@ class RecordedPlan(TypedDict):
     notes: list[str]
 
 
+class TimeRange(TypedDict):
+    """Seconds, from … to."""
+
+    low: NonNegativeFloat
+    high: NonNegativeFloat
+
+
+class PredictedStage(TypedDict):
+    """What a stage was predicted to take: seconds, bytes, updates, and what the prediction rests on."""
+
+    training: TimeRange
+    evaluation: TimeRange
+    memory: NonNegativeFloat
+    updates: PositiveInt
+    basis: str
+
+
+class MeasuredStage(TypedDict):
+    """What a stage took: seconds, bytes, updates."""
+
+    training: FiniteFloat
+    evaluation: NonNegativeFloat
+    memory: NonNegativeInt
+    updates: NonNegativeInt
+
+
+class StagePrediction(TypedDict):
+    """prediction.json: predicted before the first step, measured after the last one."""
+
+    predicted: PredictedStage
+    measured: MeasuredStage | None
+
+
 class StartRecord(TypedDict, total=False):
     """start.json: the weights that a stage began with."""
 

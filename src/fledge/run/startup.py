@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import psutil
 
+from fledge.localization import localized_head
+
 
 class StartupTimer:
     """The seconds of each phase from the start of the process to the first step. Time outside of all phases is not listed."""
@@ -41,7 +43,7 @@ class StartupTimer:
 
     def line(self) -> str:
         """One line: `first step done after 12.3 s (imports 2.1 s, data 6.0 s, autotune 0.1 s, compile 4.1 s)`."""
-        listed = ", ".join(f"{name.replace('_', ' ')} {spent:.1f} s" for name, spent in self.phases.items())
+        listed = ", ".join(f"{localized_head(name.replace('_', ' '))} {spent:.1f} s" for name, spent in self.phases.items())
         return f"first step done after {self._seconds():.1f} s ({listed})"
 
     def reassign(self, name: str, seconds: float, out_of: str) -> None:

@@ -13,7 +13,7 @@ from fledge.data.encoding.ranked import encode_ranked
 from fledge.data.parsing.columns import RowError
 from fledge.data.parsing.items import Conversation, PreferencePair, deserialize, serialize
 from fledge.data.parsing.rows import parse_pair_with_margin, parse_row
-from fledge.pipeline import dry_run
+from fledge.forecast.planning import dry_run
 from fledge.recipe import Source, load_recipe, recipe_from_dict
 from fledge.recipe.schema import AugmentConfig, RewardGuardsConfig
 from fledge.run import Console

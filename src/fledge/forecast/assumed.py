@@ -1,0 +1,67 @@
+"""Data that is not at hand: packed rows of a given number of tokens, with which a recipe can be planned nevertheless."""
+
+import re
+
+import numpy as np
+
+from fledge.data import FORMATS, PackedDataset
+from fledge.data.storage import Examples, UniformWeights
+from fledge.errors import FledgeError
+from fledge.recipe.schema import Stage
+from fledge.recipe.units import Duration
+
+OPTION = "--tokens"
+MAX_ROWS = 200_000_000  # the arrays of a plan would not fit into memory
+_PAIR = re.compile(r"(\w+)=(.+)")
+
+
+def parse_tokens(texts: list[str], stages: list[str]) -> dict[str, int]:
+    """The tokens of an epoch of each stage: `256M` for all stages, or `sft=20M` for one.
+
+    Raises FledgeError for a text that is no number of tokens, and for an unknown stage.
+    """
+    found: dict[str, int] = {}
+    for text in texts:
+        match = _PAIR.fullmatch(text.strip())
+        amount = _amount(match[2] if match else text)
+        if match is None:
+            found |= {name: amount for name in stages if name not in found}
+        elif match[1] in stages:
+            found[match[1]] = amount
+        else:
+            raise FledgeError(f"the recipe has no stage '{match[1]}'", where=OPTION, hint=f"its stages: {', '.join(stages)}")
+    if missing := [name for name in stages if name not in found]:
+        raise FledgeError(f"nothing is said about stage {missing[0]}", where=OPTION, hint=f"add {OPTION} {missing[0]}=20M")
+    return found
+
+
+def _amount(text: str) -> int:
+    try:
+        return int(Duration.parse(f"{text.strip()} tokens").amount)
+    except ValueError:
+        raise FledgeError(f"'{text}' is no number of tokens", where=OPTION, hint="write such as 256M, or sft=20M") from None
+
+
+def assumed_rows(stage: Stage, tokens: int, seed: int) -> PackedDataset:
+    """Full rows of `max_seq_len` positions that hold `tokens` tokens, each one supervised; a row is one example.
+
+    Real rows have padding, and prompts without supervision: the plan is then on the upper side. Raises FledgeError for more
+    rows than can be planned. Nothing is stored for a token.
+    """
+    length, per_example = stage.data.max_seq_len, len(FORMATS[stage.kind].sequence_names)
+    rows = max(1, round(tokens / length))
+    if rows > MAX_ROWS:
+        raise FledgeError(f"{tokens:,} tokens are {rows:,} rows: more than a plan can hold", where=OPTION,
+                          hint="plan for a part of them, and multiply")  # fmt: skip
+    of_sequence = length // per_example
+    count = rows * per_example
+    examples = Examples(
+        tokens=np.broadcast_to(np.zeros(1, np.int32), (count * (of_sequence + 1),)),
+        weights=UniformWeights(count * (of_sequence + 1)),
+        offsets=np.arange(count + 1, dtype=np.int64) * (of_sequence + 1),
+        sequences_per_example=per_example,
+        digest="assumed",
+        source=np.zeros(rows, np.int32),
+        counted_target_tokens=np.full(count, of_sequence, np.int64),
+    )
+    return PackedDataset(examples, length, 0, seed, split_documents=False, packs=False, sources=("assumed",))

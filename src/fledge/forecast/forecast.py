@@ -1,0 +1,254 @@
+"""The forecast of a recipe: every stage on every device, with findings and a comparison of the devices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fledge.findings import Finding
+from fledge.forecast.assumed import assumed_rows
+from fledge.forecast.on_device import StageOnDevice, stage_on_device
+from fledge.forecast.probe import Probe
+from fledge.forecast.target import Target
+from fledge.model.cost import ModelCost
+from fledge.pipeline import prepare_stage
+from fledge.plan import plan_stage
+from fledge.plan.bands import Band, BandInputs, bands_of
+from fledge.plan.critic import plan_findings
+from fledge.plan.devices import Device
+from fledge.plan.horizon import sized_batch
+from fledge.plan.money import Money, Rates, rates
+from fledge.plan.stage_forecast import StageInputs, work_of
+from fledge.plan.work import Work
+from fledge.prediction import stage_inputs, trained_parameters
+from fledge.prepare import Preparation
+from fledge.recipe import Recipe
+from fledge.recipe.schema import BatchConfig
+from fledge.run import Console
+from fledge.tokenizer import Tokenizer
+
+CPU_PRECISION = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageForecast:
+    """What is known of a stage before it runs: its inputs, its work, its bands and findings, the lines about its data, and what
+    it takes on each device."""
+
+    name: str
+    inputs: StageInputs
+    work: Work
+    kv_bytes: int
+    bands: list[Band]
+    findings: list[Finding]
+    data: list[str]
+    devices: list[StageOnDevice]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The values as JSON."""
+        plan = self.inputs.plan
+        return {
+            "kind": plan.kind,
+            "plan": plan.as_dict(),
+            "trained_parameters": self.inputs.trained,
+            "work": self.work.as_dict(),
+            "kv_bytes_per_token": self.kv_bytes,
+            "bands": [vars(band) | {"position": band.position} for band in self.bands],
+            "devices": [one.as_dict() for one in self.devices],
+            "findings": [finding.as_dict() for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunForecast:
+    """The forecast of a recipe on some devices. `vocab_size`: tokens of its tokenizer; `probe`: of this machine, if one was
+    made; `notes`: what was assumed."""
+
+    recipe: Recipe
+    vocab_size: int
+    targets: list[Target]
+    stages: list[StageForecast]
+    probe: Probe | None = None
+    notes: list[str] = field(default_factory=list)
+    prices: tuple[Rates, ...] = ()  # of each target
+
+    def hours(self, number: int) -> tuple[float, float] | None:
+        """Hours of all stages on a target, from … to; None where its speed is not known."""
+        times = [time for stage in self.stages if (time := stage.devices[number].time) is not None]
+        if len(times) < len(self.stages):
+            return None
+        totals = [time.total for time in times]
+        start = self.probe.start if self.probe is not None and self.targets[number].is_here else 0.0
+        return (start + sum(total.low for total in totals)) / 3600, (start + sum(total.high for total in totals)) / 3600
+
+    def cost(self, number: int) -> tuple[Money, ...]:
+        """The cost of all stages on a target, by currency; empty where no price is known."""
+        hours, count = self.hours(number), self.targets[number].count
+        if hours is None:
+            return ()
+        low, high = hours
+        pairs = zip(self.prices[number].cost(low, count), self.prices[number].cost(high, count), strict=True)
+        return tuple(Money(first.currency, first.low, last.high) for first, last in pairs)
+
+    @property
+    def fits_somewhere(self) -> bool:
+        """Whether all stages fit on one of the devices."""
+        return any(all(stage.devices[number].fits for stage in self.stages) for number in range(len(self.targets)))
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings of all stages."""
+        return [finding for stage in self.stages for finding in stage.findings]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The forecast as JSON."""
+        devices = []
+        for number, target in enumerate(self.targets):
+            devices.append(
+                {
+                    "device": target.name,
+                    "count": target.count,
+                    "precision": target.precision,
+                    "memory_bytes": target.memory,
+                    "hours": self.hours(number),
+                    "cost": [vars(money) for money in self.cost(number)],
+                    "fits": all(stage.devices[number].fits for stage in self.stages),
+                }
+            )
+        return {
+            "recipe": self.recipe.name,
+            "vocab_size": self.vocab_size,
+            "devices": devices,
+            "stages": {stage.name: stage.as_dict() for stage in self.stages},
+            "notes": self.notes,
+        }
+
+
+def forecast_recipe(
+    recipe: Recipe,
+    console: Console,
+    targets: Sequence[Target],
+    *,
+    probe: Probe | None = None,
+    tokens: Mapping[str, int] | None = None,
+    prices: Sequence[str] = (),
+) -> RunForecast:
+    """The forecast of a recipe on `targets`. Nothing is trained.
+
+    `probe`: of this machine. `tokens`: of an epoch of each stage, for data that is not at hand and is not read then. `prices`:
+    as `fledge plan --price` takes them; else those of the table. Raises FledgeError as a run would before its first step.
+    """
+    preparation = Preparation(recipe, console.log)
+    known, notes = _Known(preparation, console, card=next((target.device for target in targets), None)), list[str]()
+    if tokens is None:
+        preparation.check_start_models()
+        known.tokenizer = preparation.tokenizer()
+    else:
+        known.tokenizer = preparation.load_tokenizer()
+        notes.append(
+            "the data was not read: full rows, all tokens supervised, as if each stage had the tokens that --tokens names"
+        )
+    stages = []
+    for name in recipe.stages:
+        of_stage = known.prepared(name) if tokens is None else known.assumed(name, tokens[name])
+        stages.append(_stage(name, of_stage, targets, probe))
+    of_targets = tuple(rates(target.device, prices) for target in targets)
+    return RunForecast(recipe=recipe, vocab_size=known.vocab_size, targets=list(targets), stages=stages, probe=probe,
+                       notes=notes, prices=of_targets)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What is known of a stage before any device: its inputs, findings, and the lines about its data."""
+
+    inputs: StageInputs
+    findings: list[Finding]
+    data: list[str]
+
+
+@dataclass
+class _Known:
+    """What the stages of a recipe are prepared with. `card`: the first card that the recipe is planned for; its capability is
+    what the critic reads."""
+
+    preparation: Preparation
+    console: Console
+    card: Device | None
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the tokenizer; those that the recipe asks for where it would be trained on data that is not at hand."""
+        wanted = self.preparation.recipe.tokenizer.vocab_size
+        return wanted if self.tokenizer is None else self.tokenizer.vocab_size
+
+    def prepared(self, name: str) -> _Stage:
+        """A stage on its data."""
+        assert self.tokenizer is not None
+        prepared = prepare_stage(self.preparation, name, self.tokenizer, self.console)
+        cost = self.preparation.model_cost(name, self.tokenizer)
+        planned = self.preparation.planned(name, self.tokenizer, prepared.data, prepared.stage, prepared.plan)
+        if self.card is not None:
+            planned = replace(planned, capability=self.card.capability)
+        inputs = stage_inputs(prepared, cost, self.preparation.recipe.runtime)
+        inputs = replace(inputs, starts_fresh=planned.starts_fresh)
+        return _Stage(inputs, plan_findings(planned), prepared.data.report.lines())
+
+    def assumed(self, name: str, tokens: int) -> _Stage:
+        """A stage on `tokens` tokens that are not at hand."""
+        recipe, preparation = self.preparation.recipe, self.preparation
+        stage, train = recipe.stages[name], assumed_rows(recipe.stages[name], tokens, preparation.seed(name))
+        given = self.tokenizer
+        cost = ModelCost(recipe.model, self.vocab_size) if given is None else preparation.model_cost(name, given)
+        batch, _ = sized_batch(_with_micro_batch(stage.batch, train.packed_length), stage.kind, stage.duration, train)
+        plan, horizon, resolved = plan_stage(stage.model_copy(update={"batch": batch}), train, cost)
+        inputs = StageInputs(
+            stage=resolved,
+            plan=plan,
+            horizon=horizon,
+            train=train,
+            validation=None,
+            cost=cost,
+            runtime=recipe.runtime,
+            trained=trained_parameters(resolved, cost, train),
+            starts_fresh=preparation.start_models.of_stage(name).are_fresh,
+        )
+        return _Stage(inputs, [], [])
+
+
+def _with_micro_batch(batch: BatchConfig, row_length: int) -> BatchConfig:
+    """The batch with a micro-batch of one row where `tokens_per_step` leaves it open: each device takes what fits."""
+    if batch.tokens_per_step is None:
+        return batch
+    rows = batch.global_batch_rows(row_length)
+    micro = 1 if batch.micro_batch_size == "auto" else batch.micro_batch_size
+    return batch.model_copy(
+        update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
+    )
+
+
+def _stage(name: str, known: _Stage, targets: Sequence[Target], probe: Probe | None) -> StageForecast:
+    inputs, probed = known.inputs, None if probe is None else probe.stages[name]
+    precision = targets[0].precision if targets else CPU_PRECISION
+    bands = BandInputs(stage=inputs.stage, plan=inputs.plan, cost=inputs.cost, starts_fresh=inputs.starts_fresh)
+    return StageForecast(
+        name=name,
+        inputs=inputs,
+        work=work_of(inputs, precision),
+        kv_bytes=inputs.cost.kv_bytes(1),
+        bands=bands_of(bands),
+        findings=known.findings,
+        data=known.data,
+        devices=[stage_on_device(inputs, target, probed if target.is_here else None) for target in targets],
+    )
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise FledgeError for files of tests and evaluation sets that a run would miss."""
+    from fledge.evaluate.prompt_tests import load_cases
+    from fledge.evaluate.sets.in_stage import load_stage_sets
+
+    for name, stage in recipe.stages.items():
+        if stage.prompt_tests is not None:
+            load_cases(Path(stage.prompt_tests.prompts))
+        load_stage_sets(recipe, name)

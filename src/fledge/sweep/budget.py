@@ -1,0 +1,95 @@
+"""The time of a sweep, planned before anything is trained: how many trials fit into a number of minutes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fledge.autotune.benchmark import fastest_product
+from fledge.autotune.compute_config import chosen_device
+from fledge.errors import FledgeError
+from fledge.plan.estimate import minutes_text, training_seconds
+from fledge.prepare import Preparation
+from fledge.recipe import Recipe
+from fledge.run.console import silent
+from fledge.sweep.recipes import TrialRecipes
+
+START_SECONDS = 8.0  # of a run besides training: libraries, evaluations, report; measured 5 to 9 s on two cores
+PLANNED = 8  # proposals whose time is averaged
+DEFAULT_TRIALS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimePlan:
+    """Estimated seconds: of one run of a trial on all cores, and of the stages before, for each seed. Runs at a time share the
+    machine, so that the sum counts; pruning makes it less."""
+
+    run: float
+    start: float
+    seeds: int
+
+    def seconds(self, trials: int) -> float:
+        """Of so many trials."""
+        return self.seeds * (self.start + trials * self.run)
+
+    def trials_in(self, seconds: float) -> int:
+        """The most trials that fit."""
+        return max(0, int((seconds / self.seeds - self.start) / self.run))
+
+
+def plan_time(recipes: TrialRecipes, proposals: Sequence[dict[str, Any]], seeds: int) -> TimePlan:
+    """Plan the runs of these proposals as a run would, and estimate their time. Raises FledgeError if one cannot be trained, or
+    if the measured stage has no validation data."""
+    recipe = recipes.with_data(1)
+    flops = fastest_product(chosen_device(recipe.runtime))
+    names = list(recipe.stages)
+    start = recipes.start(1)
+    before = 0.0 if start is None else START_SECONDS + _seconds(recipe, list(start.stages), flops)
+    runs = []
+    for number, values in enumerate(proposals, 1):
+        try:
+            planned = recipes.with_data(1, values)
+            runs.append(START_SECONDS + _seconds(planned, names[recipes.first :], flops))
+        except FledgeError as error:
+            shown = ", ".join(f"{key}={value}" for key, value in values.items())
+            raise FledgeError(f"trial {number} ({shown}) cannot be trained: {error.what}", where=error.where,
+                              hint=error.hint) from None  # fmt: skip
+    return TimePlan(run=sum(runs) / len(runs), start=before, seeds=seeds)
+
+
+def _seconds(recipe: Recipe, stages: Sequence[str], flops: float) -> float:
+    """Seconds of training these stages of a recipe."""
+    preparation = Preparation(recipe, silent)
+    tokenizer = preparation.tokenizer()
+    total = 0.0
+    for name in stages:
+        prepared, cost = preparation.prepare(name, tokenizer), preparation.model_cost(name, tokenizer)
+        if name == stages[-1] and prepared.data.validation is None:
+            raise FledgeError("trials are compared on validation data, and this stage has none",
+                              where=f"stages.{name}.data.validation", hint="write a share, such as 5%, or files")  # fmt: skip
+        total += training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
+    return total
+
+
+def number_of_trials(plan: TimePlan, trials: int | None, minutes: float | None, log: Callable[[str], None]) -> int:
+    """The number of trials: as asked for, or as many as fit into the minutes. Raises FledgeError if fewer than two fit, or
+    fewer than are asked for."""
+    wanted = DEFAULT_TRIALS if trials is None else trials
+    if minutes is not None:
+        fitting = plan.trials_in(60 * minutes)
+        one = minutes_text(plan.seeds * plan.run)
+        if fitting < 2:
+            raise FledgeError(
+                f"{minutes:g} minutes are not enough for two trials: one takes {one}",
+                where="--minutes",
+                hint=f"write at least --minutes {plan.seconds(2) / 60 + 0.5:.0f}, fewer --seeds, or a shorter duration",
+            )
+        if trials is not None and trials > fitting:
+            raise FledgeError(
+                f"{trials:,} trials take {minutes_text(plan.seconds(trials))}, as planned, and {minutes:g} minutes are given",
+                where="--trials",
+                hint=f"{fitting:,} trials fit; or write --minutes {plan.seconds(trials) / 60 + 0.5:.0f}",
+            )
+        wanted = fitting if trials is None else trials
+    runs = f"{wanted:,} trials of {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
+    log(f"planned: {runs}, {minutes_text(plan.seconds(wanted))} in all if none ends early")
+    return wanted

@@ -1,0 +1,116 @@
+"""The batch of a stage, from the gradient noise scale: how many tokens an update may average before more are wasted."""
+
+import math
+from typing import Any
+
+from fledge.errors import FledgeError
+from fledge.recipe.schema import BatchConfig, ScheduleConfig
+from fledge.run import StageDirectory
+from fledge.run.events import read_events
+from fledge.tune.noise import MIN_STEPS, NoiseScale, noise_scale, recorded_norms
+from fledge.tune.result import TuneResult
+from fledge.tune.runs import ShortRuns
+
+FRACTION, LEAST, MOST = 1 / 4, 120, 1000  # steps of the run that is measured: a quarter of the stage, between these
+SHARE = 1 / 4  # batch ÷ critical batch: a quarter more tokens than the least, and five times the fewest steps
+MULTIPLES = (1 / 16, 1 / 4, 1, 4)  # of the critical batch, in the table
+
+
+def measure(runs: ShortRuns) -> StageDirectory:
+    """Train the first steps of the stage, each update in two micro-batches at least, and record the norms of all steps."""
+    plan = runs.plan({})
+    steps = max(min(LEAST, plan.steps), min(MOST, round(plan.steps * FRACTION)))
+    rows = plan.effective_batch_rows
+    if rows < 2:
+        raise FledgeError("an update of one row has no halves to compare", where=f"{runs.prefix}.batch",
+                          hint="write at least two rows: batch.micro_batch_size or gradient_accumulation_steps")  # fmt: skip
+    micro = max(size for size in range(1, rows // 2 + 1) if rows % (2 * size) == 0) if rows % 2 == 0 else 1
+    batch = BatchConfig(micro_batch_size=micro, gradient_accumulation_steps=rows // micro)
+    values: dict[str, Any] = {f"{runs.prefix}.batch": batch.model_dump(mode="json"), "logging.every_steps": 1}
+    if steps < plan.steps:  # the beginning of the whole stage is measured, not a short stage with an end of its own
+        schedule = ScheduleConfig(name="constant", warmup=min(plan.warmup_steps, steps - 1))
+        values[f"{runs.prefix}.schedule"] = schedule.model_dump(mode="json")
+        values[f"{runs.prefix}.duration"] = f"{steps} steps"
+        automatic = {"learning_rate": plan.learning_rate, "betas": list(plan.betas), "weight_decay": plan.weight_decay}
+        for key in runs.stage.optimizer.automatic:
+            values[f"{runs.prefix}.optimizer.{key}"] = automatic[key]
+    (directory,) = runs.run([values])
+    if directory is None:
+        raise FledgeError("the run whose gradients are measured failed", where=str(runs.recipes.paths.folder))
+    return directory
+
+
+def noise_of(directory: StageDirectory) -> tuple[NoiseScale, NoiseScale | None]:
+    """The noise scale of the second half of the recorded steps, and of the first, to see how it grows. Raises FledgeError where
+    too little was recorded, or the gradient cannot be told from noise."""
+    norms = recorded_norms(read_events(directory.events))
+    if len(norms) < MIN_STEPS:
+        raise FledgeError(
+            f"{len(norms):,} steps have recorded gradients of two halves, and {MIN_STEPS} are the least",
+            where=str(directory.root),
+            hint="updates of two micro-batches record them, at every step with logging.every_steps: 1; or name the recipe",
+        )
+    later = noise_scale(norms[len(norms) // 2 :])
+    if later is None:
+        raise FledgeError("the gradient cannot be told from its noise in these steps", where=str(directory.root),
+                          hint="train longer, or with a larger batch")  # fmt: skip
+    return later, noise_scale(norms[: len(norms) // 2])
+
+
+def find_batch(runs: ShortRuns) -> TuneResult:
+    """The batch of the stage: measured by a run of its first steps."""
+    later, earlier = noise_of(measure(runs))
+    plan = runs.plan({})
+    targets = plan.target_tokens / max(1, plan.tokens)  # of the tokens of a row, those that the loss is of
+    per_row = plan.effective_batch_tokens / plan.effective_batch_rows * targets
+    rows = max(1, 2 ** round(math.log2(max(1.0, SHARE * later.tokens / per_row))))
+    factor = math.sqrt(rows / plan.effective_batch_rows)
+    patch: dict[str, Any] = {
+        f"{runs.prefix}.batch.micro_batch_size": min(rows, plan.micro_batch_size),
+        f"{runs.prefix}.batch.gradient_accumulation_steps": max(1, rows // plan.micro_batch_size),
+    }
+    for key in ("tokens_per_step", "warmup"):  # they say the size of an update too
+        if getattr(runs.stage.batch, key) is not None:
+            patch[f"{runs.prefix}.batch.{key}"] = None
+    if "learning_rate" not in runs.stage.optimizer.automatic and rows != plan.effective_batch_rows:
+        patch[f"{runs.prefix}.optimizer.learning_rate"] = float(f"{plan.learning_rate * factor:.3g}")
+    return TuneResult(
+        patch=patch,
+        evidence=[*evidence(later, earlier), *_table(later, per_row)],
+        confidence=_confidence(later, rows, plan.effective_batch_rows),
+        figures={"critical_batch_targets": later.tokens, "interval": later.interval, "targets_per_row": per_row, "rows": rows,
+                 "steps": [later.first, later.last]},
+    )  # fmt: skip
+
+
+def evidence(later: NoiseScale, earlier: NoiseScale | None) -> list[str]:
+    """The critical batch in words, and how it has changed."""
+    low, high = later.interval
+    upper = "no upper end" if high is None else f"{high:,.0f}"
+    lines = [
+        f"critical batch: {later.tokens:,.0f} target tokens [{low:,.0f}, {upper}], from the gradients of steps {later.first:,} "
+        f"to {later.last:,} (B_simple, McCandlish et al. 2018)"
+    ]
+    if earlier is not None:
+        grown = "it grows while the loss falls" if later.tokens > earlier.tokens else "it has not grown since"
+        lines.append(f"in the steps {earlier.first:,} to {earlier.last:,} before it was {earlier.tokens:,.0f}: {grown}")
+    return lines
+
+
+def _table(scale: NoiseScale, per_row: float) -> list[str]:
+    lines = []
+    for multiple in MULTIPLES:
+        batch = multiple * scale.tokens
+        lines.append(
+            f"  a batch of {batch:,.0f} targets ({batch / per_row:,.1f} rows) takes "
+            f"{scale.more_tokens(batch):.2f} × the least tokens and {scale.more_steps(batch):.2f} × the fewest steps"
+        )
+    return lines
+
+
+def _confidence(scale: NoiseScale, rows: int, own: int) -> str:
+    low, high = scale.interval
+    where = "the recipe has this size already" if rows == own else f"the recipe has {own:,} rows"
+    if high is None or high > 4 * low:
+        return f"low: the interval spans more than a factor of four; {where}"
+    return f"medium: the noise scale tells the order of the best batch, not the batch itself; {where}"

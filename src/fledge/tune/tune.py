@@ -1,0 +1,98 @@
+"""`fledge tune`: prepare what is shared, run the search, write and tell the result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledge.errors import FledgeError
+from fledge.recipe import load_recipe
+from fledge.run import Console, exclusive_lock, write_json
+from fledge.run.directory import RunDirectory
+from fledge.run.stopping import SignalHandler
+from fledge.sweep.journal import check_settings
+from fledge.sweep.recipes import SweepFiles, TrialRecipes, chosen_stage
+from fledge.sweep.shared import build_data, train_start
+from fledge.tune.batch import evidence, find_batch, noise_of
+from fledge.tune.learning_rate import LearningRateSearch, narrowed, width_factor
+from fledge.tune.result import TuneResult
+from fledge.tune.runs import ShortRuns
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """What is searched, and from which recipe. `stage`: None: the last one. `out`: folder of the runs; None: by the recipe's
+    name. `width`: of a narrower model on which a learning rate is found. `processes`: runs at a time."""
+
+    files: tuple[str, ...]
+    what: str
+    overrides: tuple[tuple[str, str], ...] = ()
+    stage: str | None = None
+    out: Path | None = None
+    width: int | None = None
+    processes: int = 1
+
+
+def tune(settings: TuneSettings, console: Console) -> list[str]:
+    """Find what is asked for, and return the lines of the result. Raises FledgeError for settings that cannot work."""
+    if settings.what not in TUNERS:
+        raise FledgeError(f"'{settings.what}' cannot be found", where="--what", hint=f"one of {', '.join(TUNERS)}")
+    if settings.processes < 1:
+        raise FledgeError(f"must be 1 or more, not {settings.processes}", where="--processes")
+    if settings.width is not None and settings.what != "lr":
+        raise FledgeError("it belongs to --what lr", where="--width", hint="leave it out")
+    first = Path(settings.files[0])
+    if first.is_dir():
+        return _of_run(first, settings)
+    recipe = load_recipe(list(settings.files), list(settings.overrides))
+    out = settings.out or Path("tuning") / f"{recipe.name}-{settings.what}"
+    stage = chosen_stage(recipe, settings.stage)
+    changes_model = settings.width is not None
+    recipes = TrialRecipes(
+        files=settings.files,
+        overrides=settings.overrides,
+        space=(),
+        stage=stage,
+        first=0 if changes_model else list(recipe.stages).index(stage),
+        shares_data=True,
+        paths=SweepFiles(folder=out),
+        keeps_checkpoints=False,
+        processes=settings.processes,
+    )
+    with exclusive_lock(out), SignalHandler(console.log, "stopped on request; the same command goes on"):
+        values = {"what": settings.what, "stage": stage, "width": settings.width}
+        given = {**values, "recipe": recipe.model_dump(mode="json", exclude={"name", "output", "logging", "alerts"})}
+        if not check_settings(recipes.paths.settings, given):
+            write_json(recipes.paths.settings, given)
+        build_data(recipes, 1, console.log)
+        train_start(recipes, 1, console.log)
+        result = TUNERS[settings.what](ShortRuns(recipes=recipes, console=console, processes=settings.processes), settings)
+        return result.lines(result.write(out))
+
+
+def _tune_rate(runs: ShortRuns, settings: TuneSettings) -> TuneResult:
+    if settings.width is None:
+        return LearningRateSearch(runs).find()
+    recipe = runs.recipes.given()
+    if recipe.model.path or recipe.model.config or runs.stage.init_from or next(iter(recipe.stages)) != runs.recipes.stage:
+        raise FledgeError("only a stage that starts from new weights can be tried on a narrower model", where="--width",
+                          hint="name the first stage, or leave --width out")  # fmt: skip
+    factor = width_factor(runs.stage.optimizer.name, settings.width, recipe.model.hidden_size)
+    return LearningRateSearch(runs, narrowed(recipe.model, settings.width), factor).find()
+
+
+def _tune_batch(runs: ShortRuns, settings: TuneSettings) -> TuneResult:
+    return find_batch(runs)
+
+
+TUNERS: dict[str, Callable[[ShortRuns, TuneSettings], TuneResult]] = {"lr": _tune_rate, "batch": _tune_batch}
+
+
+def _of_run(run: Path, settings: TuneSettings) -> list[str]:
+    """The critical batch from the gradients that a run has recorded: nothing is trained."""
+    if settings.what != "batch":
+        raise FledgeError("a learning rate is found from a recipe", where=str(run), hint="name its recipe.yaml")
+    directory = RunDirectory(run)
+    if not directory.recipe.exists():
+        raise FledgeError("this is no run", where=str(run), hint="name the folder of a run, or a recipe")
+    stage = chosen_stage(load_recipe([str(directory.recipe)]), settings.stage)
+    return evidence(*noise_of(directory.stage(stage)))
