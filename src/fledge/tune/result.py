@@ -8,6 +8,7 @@ import yaml
 
 from fledge.recipe.yaml_dialect import RecipeDumper
 from fledge.run import write_json, write_text
+from fledge.sweep.space import yaml_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +40,5 @@ class TuneResult:
 
     def lines(self, patch: Path) -> list[str]:
         """The result for a person."""
-        shown = [f"  {key}: {value}" for key, value in self.patch.items()]
+        shown = [f"  {key}: {yaml_text(value)}" for key, value in self.patch.items()]
         return [*shown, *self.evidence, f"how sure: {self.confidence}", f"to train with it: fledge train RECIPE {patch}"]
