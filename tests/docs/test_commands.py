@@ -255,7 +255,7 @@ def _problem_of_fledge(words: list[str], capsys: pytest.CaptureFixture[str], mon
     options = help_of(capsys, monkeypatch, name)
     if not options and name not in ("report", "completion"):
         return f"there is no command {name}"
-    takes_keys = words[0] in ("train", "data")
+    takes_keys = words[0] in ("train", "plan", "data", "sweep", "tune")
     for word in words:
         key = re.sub(r"^--stages\.\w+", "--stages.*", word)[2:]
         if word.startswith("--") and word not in options and not (takes_keys and key in recipe_keys.all_keys()):

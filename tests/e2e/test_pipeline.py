@@ -133,7 +133,7 @@ def test_dry_run_writes_nothing_and_prints_steps_warmup_and_batch(world: Path, t
     assert "warning (certain): stages.pretrain.duration: the stage has only 8 updates" in text
     short = dry_run(tiny_run.recipe(world, tmp_path), QUIET)
     assert "hidden_size: 32" not in short and "8 steps" in short
-    needs = re.findall(r"memory: a step takes about [\d.]+ of [\d.]+ GiB, it fits", short)
+    needs = re.findall(r"memory: about [\d.]+ of [\d.]+ GiB, it fits", short)
     times = re.findall(r"time: [\d.]+ to [\d.]+ s of training \((?:matrix products of|as .* this machine)", short)
     assert len(needs) == len(times) == len(STAGES) and "this machine (cpu)" in short
 

@@ -79,7 +79,9 @@ def test_wrapped_lines_lose_no_character_and_are_not_too_wide(text: str, columns
     assert all(width(line) <= columns or " " not in line for line in lines) or max(map(width, lines)) <= columns + 8
 
 
-@pytest.mark.parametrize("line", ["", "train", "data check", "prefer rank", "generate", "runs prune", "eval"])
+@pytest.mark.parametrize(
+    "line", ["", "train", "data check", "prefer rank", "generate", "runs prune", "eval", "plan", "sweep", "tune"]
+)
 def test_help_is_chinese_by_the_locale(line: str) -> None:
     environment = {**os.environ, "LANG": "zh_CN.UTF-8", "LC_ALL": "", "LC_MESSAGES": "", "PYTHONUTF8": "1", "COLUMNS": "80"}
     environment.pop(choice.VARIABLE, None)
@@ -118,8 +120,8 @@ def test_a_whole_first_contact_is_chinese(
     tiny += ["--runtime.precision", "fp32", "--stages.sft.evaluation.every_steps", "2"]
     for command in (
         ["data", "check", "my.yaml"], ["data", "stats", "my.yaml", "--page", "look.html"], ["data", "account", "my.yaml"],
-        ["train", "my.yaml", "--dry-run"], ["train", "my.yaml", *tiny], ["runs", "list", "runs"], ["runs", "show", "runs/my"],
-        ["runs", "verdict", "runs/my"],
+        ["train", "my.yaml", "--dry-run"], ["plan", "my.yaml", "--device", "2xT4", "--here"], ["train", "my.yaml", *tiny],
+        ["runs", "list", "runs"], ["runs", "show", "runs/my"], ["runs", "verdict", "runs/my"],
     ):  # fmt: skip
         assert main(command) in (0, 2, 10, 11)
     printed = capsys.readouterr()

@@ -52,7 +52,7 @@ def test_a_batch_is_found_from_a_recipe_and_from_a_run(tmp_path: Path) -> None:
     figures = json.loads((out / "tune.json").read_text(encoding="utf-8"))["figures"]
     low, high = figures["interval"]
     assert low <= figures["critical_batch_targets"] and (high is None or figures["critical_batch_targets"] <= high)
-    assert figures["rows"] >= 1 and "critical batch" in done.stdout
+    assert figures["rows"] >= 2 and "critical batch" in done.stdout
     load_recipe([recipe, str(out / "patch.yaml")])
     of_run = fledge("tune", out / "trials/0001/seed1", "--what", "batch")
     assert of_run.returncode == 0 and of_run.stdout.splitlines()[0] in done.stdout
@@ -90,3 +90,10 @@ def test_the_trend_is_between_the_published_one_and_what_was_seen() -> None:
     assert exponent_of_length(of(100, 4e-3), of(400, 4e-3)) == pytest.approx(-0.16)
     assert exponent_of_length(of(100, 2e-3), of(400, 8e-3)) == 0.0  # it rises: kept as it is
     assert exponent_of_length(of(100, 8e-3), of(400, 1e-3)) == -0.64
+
+
+def test_a_recipe_that_is_mended_before_anything_was_tried_uses_the_folder_again(tmp_path: Path) -> None:
+    recipe, out = tiny_recipe(tmp_path), tmp_path / "tuning"
+    short = ("tune", recipe, "--what", "lr", "--out", out, "--stages.pretrain.duration", "12 steps")
+    assert_error(fledge(*short), "the stage has 12 steps: too few", "stages.pretrain.duration")
+    assert_error(fledge(*short[:-1], "13 steps"), "the stage has 13 steps: too few")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.errors import FledgeError, first_line
+from fledge.recipe.diff import changed_leaves
 from fledge.run.text_files import read_json
 from fledge.sweep.proposals import Outcome, Search, State, frozen_trial, import_optuna
 from fledge.sweep.space import Parameter
@@ -104,14 +105,14 @@ def _record(attributes: dict[str, Any], file: Path) -> TrialRecord:
 
 
 def check_settings(file: Path, settings: dict[str, Any]) -> bool:
-    """Whether the sweep was begun before. Raises FledgeError if it was begun with other settings."""
+    """Whether the search was begun before. Raises FledgeError, with each key that differs, if it was begun with other
+    settings."""
     if not file.exists():
         return False
-    before = read_json(file, dict[str, Any])
-    changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+    changed = changed_leaves(read_json(file, dict[str, Any]), json.loads(json.dumps(settings)))
     if changed:
-        lines = "".join(f"\n  {key}: {_short(before.get(key))} -> {_short(settings.get(key))}" for key in changed)
-        raise FledgeError(f"this sweep was begun with other settings:{lines}", where=str(file),
+        lines = "".join(f"\n  {key}: {_short(before)} -> {_short(after)}" for key, before, after in changed)
+        raise FledgeError(f"this search was begun with other settings:{lines}", where=str(file),
                           hint="write them as they were, or choose another --out")  # fmt: skip
     return True
 

@@ -13,6 +13,7 @@ from fledge.tune.runs import ShortRuns
 
 FRACTION, LEAST, MOST = 1 / 4, 120, 1000  # steps of the run that is measured: a quarter of the stage, between these
 SHARE = 1 / 4  # batch ÷ critical batch: a quarter more tokens than the least, and five times the fewest steps
+FEWEST_ROWS = 2  # of an update: one of a single row has no halves, so its noise could not be measured again
 MULTIPLES = (1 / 16, 1 / 4, 1, 4)  # of the critical batch, in the table
 
 
@@ -63,7 +64,7 @@ def find_batch(runs: ShortRuns) -> TuneResult:
     plan = runs.plan({})
     targets = plan.target_tokens / max(1, plan.tokens)  # of the tokens of a row, those that the loss is of
     per_row = plan.effective_batch_tokens / plan.effective_batch_rows * targets
-    rows = max(1, 2 ** round(math.log2(max(1.0, SHARE * later.tokens / per_row))))
+    rows = max(FEWEST_ROWS, 2 ** round(math.log2(max(1.0, SHARE * later.tokens / per_row))))
     factor = math.sqrt(rows / plan.effective_batch_rows)
     patch: dict[str, Any] = {
         f"{runs.prefix}.batch.micro_batch_size": min(rows, plan.micro_batch_size),
@@ -102,7 +103,7 @@ def _table(scale: NoiseScale, per_row: float) -> list[str]:
     for multiple in MULTIPLES:
         batch = multiple * scale.tokens
         lines.append(
-            f"  a batch of {batch:,.0f} targets ({batch / per_row:,.1f} rows) takes "
+            f"  a batch of {batch:,.0f} targets ({batch / per_row:,.3g} rows) takes "
             f"{scale.more_tokens(batch):.2f} × the least tokens and {scale.more_steps(batch):.2f} × the fewest steps"
         )
     return lines

@@ -63,9 +63,14 @@ def tune(settings: TuneSettings, console: Console) -> list[str]:
         given = {**values, "recipe": recipe.model_dump(mode="json", exclude={"name", "output", "logging", "alerts"})}
         if not check_settings(recipes.paths.settings, given):
             write_json(recipes.paths.settings, given)
-        build_data(recipes, 1, console.log)
-        train_start(recipes, 1, console.log)
-        result = TUNERS[settings.what](ShortRuns(recipes=recipes, console=console, processes=settings.processes), settings)
+        try:
+            build_data(recipes, 1, console.log)
+            train_start(recipes, 1, console.log)
+            result = TUNERS[settings.what](ShortRuns(recipes=recipes, console=console, processes=settings.processes), settings)
+        except FledgeError:
+            if not any((out / "trials").glob("*")):  # nothing was tried: the recipe may be mended, and the folder used again
+                recipes.paths.settings.unlink(missing_ok=True)
+            raise
         return result.lines(result.write(out))
 
 

@@ -112,6 +112,8 @@ def unbalanced_labels(planned: PlannedStage) -> Iterator[Finding]:
     if labels is None or not isinstance(stage, KtoSettings):
         return
     good, bad = int(labels.sum()), int((~labels.astype(bool)).sum())
+    if not good or not bad:  # an error of the plan
+        return
     ratio = good * stage.desirable_weight / (bad * stage.undesirable_weight)
     if 1 / MAX_IMBALANCE <= ratio <= MAX_IMBALANCE:
         return
