@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fledge.autotune.compute_config import ComputeConfig
+from fledge.autotune.search import is_too_busy, machine_load
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.model.cost import ModelCost
@@ -18,6 +19,7 @@ from fledge.plan.time import Hardware, Range, StageTime
 from fledge.prepare import PreparedStage
 from fledge.recipe.schema import RuntimeConfig, Stage
 from fledge.run import StageDirectory, write_json
+from fledge.run.environment import cores
 from fledge.run.events import read_events
 from fledge.run.file_shapes import StagePrediction
 from fledge.run.text_files import read_json
@@ -114,6 +116,9 @@ def conclude_prediction(
         stored = read_json(directory.prediction, StagePrediction, HINT)
         write_json(directory.prediction, {**stored, "measured": measured})
     if measured["updates"] < MIN_UPDATES or measured["training"] <= 0:
+        return
+    if compute.device == "cpu" and is_too_busy(machine_load(), cores()):
+        log("note: the machine was busy with other things: the speed of this stage is not kept for later plans")
         return
     flops = work_of(inputs, compute.precision).flops * measured["updates"] / inputs.plan.steps
     past = PastStage(
