@@ -16,7 +16,7 @@ from typing import Any
 
 from measure import options, report
 
-from fledge.forecast.forecast import forecast_recipe
+from fledge.forecast.forecast import know_recipe
 from fledge.forecast.planning import plan_recipe
 from fledge.recipe import recipe_from_dict, to_yaml
 from fledge.run import Console, RunDirectory
@@ -75,7 +75,7 @@ def run_case(case: str, world: Path, folder: Path, minutes: float) -> dict[str, 
     step = first.probe.stages["x"].median_step
     steps = max(MIN_STEPS, round(60 * minutes / step))
     recipe = recipe_from_dict(recipe_of(case, world, folder, f"{steps} steps"))
-    forecast = forecast_recipe(recipe, Console(quiet=True), first.targets, probe=first.probe)
+    forecast = know_recipe(recipe, Console(quiet=True)).forecast(first.targets, probe=first.probe)
     time = forecast.stages[-1].devices[0].time
     assert time is not None
     (folder / "run.yaml").write_text(to_yaml(recipe), encoding="utf-8")

@@ -3,7 +3,7 @@
 The prediction rests on the speed of this machine's earlier stages, else on its fastest matrix product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,8 +46,11 @@ class Prediction:
         return f"about {minutes} of training, {self.memory / 2**30:.2f} GiB of memory ({self.basis})"
 
 
-def stage_inputs(prepared: PreparedStage, cost: ModelCost, runtime: RuntimeConfig) -> StageInputs:
-    """The inputs of the forecast of a prepared stage."""
+def stage_inputs(
+    prepared: PreparedStage, cost: ModelCost, runtime: RuntimeConfig, *, starts_fresh: bool = False
+) -> StageInputs:
+    """The inputs of the forecast of a prepared stage. `starts_fresh`: from new weights; only what would make it fit into memory
+    depends on it."""
     return StageInputs(
         stage=prepared.stage,
         plan=prepared.plan,
@@ -57,6 +60,7 @@ def stage_inputs(prepared: PreparedStage, cost: ModelCost, runtime: RuntimeConfi
         cost=cost,
         runtime=runtime,
         trained=trained_parameters(prepared.stage, cost, prepared.data.train),
+        starts_fresh=starts_fresh,
     )
 
 
@@ -86,7 +90,7 @@ def usual_time(inputs: StageInputs, speed: UsualSpeed, precision: str) -> StageT
 
 def predict(inputs: StageInputs, compute: ComputeConfig, ranks: DistributedContext) -> Prediction | None:
     """The prediction of a stage that is about to train; None where the speed of the machine is not known."""
-    speed, memory = usual_speed_of(inputs, compute.device, compute.precision), 0.0
+    speed = usual_speed_of(inputs, compute.device, compute.precision)
     if speed is not None and not ranks.is_distributed:
         time = usual_time(inputs, speed, compute.precision)
     elif compute.matmul_peak:
@@ -132,14 +136,27 @@ def conclude_prediction(
     remember(past, log)
 
 
+def system_events(directory: StageDirectory) -> list[dict[str, Any]]:
+    """The `system` events of a stage, one for each update."""
+    return [event for event in read_events(directory.events) if event["kind"] == "system"]
+
+
+def phase_seconds(event: Mapping[str, Any], phase: str) -> float:
+    """Seconds of a phase since the update before, of a `system` event."""
+    return event["system/phases"].get(phase, 0.0)
+
+
+def update_seconds(event: Mapping[str, Any]) -> float:
+    """Seconds of the update of a `system` event, without the evaluation and the checkpoint before it."""
+    return event["system/step_seconds"] - sum(phase_seconds(event, phase) for phase in OTHER_PHASES)
+
+
 def measured_stage(directory: StageDirectory) -> dict[str, Any]:
     """The seconds of the updates and of the evaluations of a stage, its updates, and the most memory that its process held."""
-    systems = [event for event in read_events(directory.events) if event["kind"] == "system"]
-    phases = {phase: sum(event["system/phases"].get(phase, 0.0) for event in systems) for phase in OTHER_PHASES}
-    seconds = sum(event["system/step_seconds"] for event in systems)
+    systems = system_events(directory)
     return {
-        "training": round(seconds - sum(phases.values()), 3),
-        "evaluation": round(phases["evaluate"], 3),
+        "training": round(sum(map(update_seconds, systems)), 3),
+        "evaluation": round(sum(phase_seconds(event, "evaluate") for event in systems), 3),
         "memory": max((event["system/peak_memory_bytes"] for event in systems), default=0),
         "updates": len(systems),
     }

@@ -18,10 +18,11 @@ from fledge.findings import Finding
 from fledge.model.cost import ModelCost
 from fledge.model.start_models import StartModels
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings, without_warmup
+from fledge.plan.critic import PlannedStage, gpu_capability, plan_warnings
 from fledge.plan.horizon import TrainingHorizon, sized_batch
 from fledge.plan.prompt_sharing import share_prompts
 from fledge.plan.stage import check_labels
-from fledge.plan.warnings import PlanError, PlannedStage, gpu_capability, plan_warnings
+from fledge.plan.warnings import PlanError
 from fledge.recipe import Recipe, Stage, differences, load_recipe
 from fledge.recipe.initial_weights import first_initial_weights
 from fledge.recipe.schema import BatchConfig

@@ -7,7 +7,7 @@ from torch import nn
 
 from fledge.optim.adafactor import Adafactor
 from fledge.optim.build import build_optimizers, optimizer_tensors
-from fledge.plan.warnings import RELATIVE_RATES
+from fledge.plan.critic.rates import RELATIVE_RATES
 from fledge.recipe import recipe_from_dict
 from fledge.recipe.schema import OptimizerConfig
 from tests.support.small_model import model

@@ -12,7 +12,7 @@ import yaml
 
 from fledge.data import StageDataset
 from fledge.findings import Finding
-from fledge.plan.warnings import plan_findings
+from fledge.plan.critic import plan_findings
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe, recipe_from_dict
 from fledge.tokenizer import Tokenizer, train_tokenizer

@@ -27,8 +27,6 @@ from fledge.recipe.schema import BatchConfig
 from fledge.run import Console
 from fledge.tokenizer import Tokenizer
 
-CPU_PRECISION = "fp32"
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageForecast:
@@ -90,10 +88,14 @@ class RunForecast:
         pairs = zip(self.prices[number].cost(low, count), self.prices[number].cost(high, count), strict=True)
         return tuple(Money(first.currency, first.low, last.high) for first, last in pairs)
 
+    def fits(self, number: int) -> bool:
+        """Whether all stages fit on a target."""
+        return all(stage.devices[number].fits for stage in self.stages)
+
     @property
     def fits_somewhere(self) -> bool:
         """Whether all stages fit on one of the devices."""
-        return any(all(stage.devices[number].fits for stage in self.stages) for number in range(len(self.targets)))
+        return any(map(self.fits, range(len(self.targets))))
 
     @property
     def findings(self) -> list[Finding]:
@@ -112,7 +114,7 @@ class RunForecast:
                     "memory_bytes": target.memory,
                     "hours": self.hours(number),
                     "cost": [vars(money) for money in self.cost(number)],
-                    "fits": all(stage.devices[number].fits for stage in self.stages),
+                    "fits": self.fits(number),
                 }
             )
         return {
@@ -124,22 +126,35 @@ class RunForecast:
         }
 
 
-def forecast_recipe(
-    recipe: Recipe,
-    console: Console,
-    targets: Sequence[Target],
-    *,
-    probe: Probe | None = None,
-    tokens: Mapping[str, int] | None = None,
-    prices: Sequence[str] = (),
-) -> RunForecast:
-    """The forecast of a recipe on `targets`. Nothing is trained.
+@dataclass(frozen=True, kw_only=True)
+class KnownRecipe:
+    """A recipe whose stages are prepared, and nothing is said of devices. `vocab_size`: tokens of its tokenizer; `notes`: what
+    was assumed."""
 
-    `probe`: of this machine. `tokens`: of an epoch of each stage, for data that is not at hand and is not read then. `prices`:
-    as `fledge plan --price` takes them; else those of the table. Raises FledgeError as a run would before its first step.
+    recipe: Recipe
+    vocab_size: int
+    stages: dict[str, "KnownStage"]
+    notes: list[str]
+
+    def forecast(self, targets: Sequence[Target], *, probe: Probe | None = None, prices: Sequence[str] = ()) -> RunForecast:
+        """The forecast on `targets`, at least one. `probe`: of this machine. `prices`: as `fledge plan --price` takes them;
+        else those of the table."""
+        stages = [_stage(name, known, targets, probe) for name, known in self.stages.items()]
+        of_targets = tuple(rates(target.device, prices) for target in targets)
+        return RunForecast(recipe=self.recipe, vocab_size=self.vocab_size, targets=list(targets), stages=stages, probe=probe,
+                           notes=self.notes, prices=of_targets)  # fmt: skip
+
+
+def know_recipe(
+    recipe: Recipe, console: Console, *, card: Device | None = None, tokens: Mapping[str, int] | None = None
+) -> KnownRecipe:
+    """Prepare the stages of a recipe for forecasts. Nothing is trained.
+
+    `card`: the first one that the recipe is planned for; its capability is what the critic reads. `tokens`: of an epoch of each
+    stage, for data that is not at hand and is not read then. Raises FledgeError as a run would before its first step.
     """
     preparation = Preparation(recipe, console.log)
-    known, notes = _Known(preparation, console, card=next((target.device for target in targets), None)), list[str]()
+    known, notes = _Known(preparation, console, card), list[str]()
     if tokens is None:
         preparation.check_start_models()
         known.tokenizer = preparation.tokenizer()
@@ -148,17 +163,12 @@ def forecast_recipe(
         notes.append(
             "the data was not read: full rows, all tokens supervised, as if each stage had the tokens that --tokens names"
         )
-    stages = []
-    for name in recipe.stages:
-        of_stage = known.prepared(name) if tokens is None else known.assumed(name, tokens[name])
-        stages.append(_stage(name, of_stage, targets, probe))
-    of_targets = tuple(rates(target.device, prices) for target in targets)
-    return RunForecast(recipe=recipe, vocab_size=known.vocab_size, targets=list(targets), stages=stages, probe=probe,
-                       notes=notes, prices=of_targets)  # fmt: skip
+    stages = {name: known.prepared(name) if tokens is None else known.assumed(name, tokens[name]) for name in recipe.stages}
+    return KnownRecipe(recipe=recipe, vocab_size=known.vocab_size, stages=stages, notes=notes)
 
 
 @dataclass(frozen=True)
-class _Stage:
+class KnownStage:
     """What is known of a stage before any device: its inputs, findings, and the lines about its data."""
 
     inputs: StageInputs
@@ -168,8 +178,7 @@ class _Stage:
 
 @dataclass
 class _Known:
-    """What the stages of a recipe are prepared with. `card`: the first card that the recipe is planned for; its capability is
-    what the critic reads."""
+    """What the stages of a recipe are prepared with. `card`: as in `know_recipe`."""
 
     preparation: Preparation
     console: Console
@@ -182,7 +191,7 @@ class _Known:
         wanted = self.preparation.recipe.tokenizer.vocab_size
         return wanted if self.tokenizer is None else self.tokenizer.vocab_size
 
-    def prepared(self, name: str) -> _Stage:
+    def prepared(self, name: str) -> KnownStage:
         """A stage on its data."""
         assert self.tokenizer is not None
         prepared = prepare_stage(self.preparation, name, self.tokenizer, self.console)
@@ -190,11 +199,11 @@ class _Known:
         planned = self.preparation.planned(name, self.tokenizer, prepared.data, prepared.stage, prepared.plan)
         if self.card is not None:
             planned = replace(planned, capability=self.card.capability)
-        inputs = stage_inputs(prepared, cost, self.preparation.recipe.runtime)
-        inputs = replace(inputs, starts_fresh=planned.starts_fresh)
-        return _Stage(inputs, plan_findings(planned), prepared.data.report.lines())
+        runtime = self.preparation.recipe.runtime
+        inputs = stage_inputs(prepared, cost, runtime, starts_fresh=planned.starts_fresh)
+        return KnownStage(inputs, plan_findings(planned), prepared.data.report.lines())
 
-    def assumed(self, name: str, tokens: int) -> _Stage:
+    def assumed(self, name: str, tokens: int) -> KnownStage:
         """A stage on `tokens` tokens that are not at hand."""
         recipe, preparation = self.preparation.recipe, self.preparation
         stage, train = recipe.stages[name], assumed_rows(recipe.stages[name], tokens, preparation.seed(name))
@@ -213,7 +222,7 @@ class _Known:
             trained=trained_parameters(resolved, cost, train),
             starts_fresh=preparation.start_models.of_stage(name).are_fresh,
         )
-        return _Stage(inputs, [], [])
+        return KnownStage(inputs, [], [])
 
 
 def _with_micro_batch(batch: BatchConfig, row_length: int) -> BatchConfig:
@@ -227,14 +236,13 @@ def _with_micro_batch(batch: BatchConfig, row_length: int) -> BatchConfig:
     )
 
 
-def _stage(name: str, known: _Stage, targets: Sequence[Target], probe: Probe | None) -> StageForecast:
+def _stage(name: str, known: KnownStage, targets: Sequence[Target], probe: Probe | None) -> StageForecast:
     inputs, probed = known.inputs, None if probe is None else probe.stages[name]
-    precision = targets[0].precision if targets else CPU_PRECISION
     bands = BandInputs(stage=inputs.stage, plan=inputs.plan, cost=inputs.cost, starts_fresh=inputs.starts_fresh)
     return StageForecast(
         name=name,
         inputs=inputs,
-        work=work_of(inputs, precision),
+        work=work_of(inputs, targets[0].precision),
         kv_bytes=inputs.cost.kv_bytes(1),
         bands=bands_of(bands),
         findings=known.findings,

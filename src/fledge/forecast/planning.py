@@ -6,7 +6,7 @@ from pathlib import Path
 from fledge.autotune.compute_config import check_device, describe_runtime
 from fledge.build_dataset import build
 from fledge.forecast.assumed import parse_tokens
-from fledge.forecast.forecast import RunForecast, check_files, forecast_recipe
+from fledge.forecast.forecast import RunForecast, check_files, know_recipe
 from fledge.forecast.probe import probe_recipe
 from fledge.forecast.target import target_of, this_machine
 from fledge.forecast.text import lines_of
@@ -40,15 +40,14 @@ def plan_recipe(
     check_extras(recipe)
     if amounts is None:
         check_files(recipe)
-    probe = None
+    if probe_steps is not None and recipe.built_dataset is None:
+        build(recipe, folder / "data", None, console.log)
+        recipe = recipe.model_copy(update={"built_dataset": str(folder / "data")})
+    known, probe = know_recipe(recipe, console, card=targets[0].device, tokens=amounts), None
     if probe_steps is not None:
-        if recipe.built_dataset is None:
-            build(recipe, folder / "data", None, console.log)
-            recipe = recipe.model_copy(update={"built_dataset": str(folder / "data")})
-        planned = forecast_recipe(recipe, Console(quiet=True), [])
-        micro_steps = {stage.name: stage.inputs.micro_batches for stage in planned.stages}
+        micro_steps = {name: stage.inputs.micro_batches for name, stage in known.stages.items()}
         probe = probe_recipe(recipe, probe_steps, folder, console, micro_steps)
-    return forecast_recipe(recipe, console, targets, probe=probe, tokens=amounts, prices=prices)
+    return known.forecast(targets, probe=probe, prices=prices)
 
 
 def dry_run(recipe: Recipe, console: Console, full: bool = False) -> str:

@@ -4,45 +4,37 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.plan import without_warmup
-from fledge.plan.time import Range
+from fledge.prediction import phase_seconds, system_events, update_seconds
 from fledge.recipe import Recipe, to_yaml
 from fledge.recipe.schema import EarlyStoppingConfig, Stage
 from fledge.run import Console, RunDirectory, write_text
 from fledge.run.events import read_events
 
-PROBE_STEPS = 20
 MIN_STEPS = 8
 WARM_STEPS = 3  # of a probe, that are not counted: caches, allocator, threads
 LAST_LINES = 15  # of the probe's messages, shown where it fails
-OTHER_PHASES = ("evaluate", "save")  # of a `system` event, that are not training
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedStage:
-    """The figures of a probed stage, in seconds. `step`: an update, from the quarter of fastest ones to that of the slowest.
-    `evaluation` and `saving`: one of each. `around`: before the first and after the last step: loading, compiling, the
-    evaluations before and after the stage. `peak_memory`: bytes, None where an earlier stage needed as much."""
+    """The figures of a probed stage, in seconds. `evaluation` and `saving`: one of each. `around`: before the first and after
+    the last step: loading, compiling, the evaluations before and after the stage. `peak_memory`: bytes, None where an earlier
+    stage needed as much."""
 
     steps: int
-    step: Range
     median_step: float
     evaluation: float
     saving: float
     around: float
     peak_memory: int | None
-    tokens_per_second: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """The values as JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,42 +89,28 @@ def _read_probe(run: RunDirectory, names: list[str], steps: int) -> Probe:
     stages, start, highest = {}, 0.0, 0
     for name in names:
         directory = run.stage(name)
-        events = list(read_events(directory.events))
-        start += sum(_phases_before(event) for event in events if event["kind"] == "startup")
-        peak = max(event["system/peak_memory_bytes"] for event in _of(events, "system"))
-        stages[name] = _probed(events, directory.result() or {}, steps, peak if peak > highest else None)
+        start += sum(map(_seconds_before, read_events(directory.events)))
+        systems = system_events(directory)
+        peak = max(event["system/peak_memory_bytes"] for event in systems)
+        stages[name] = _probed(systems, directory.result() or {}, steps, peak if peak > highest else None)
         highest = max(peak, highest)
     return Probe(start=start, stages=stages)
 
 
-def _of(events: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [event for event in events if event["kind"] == kind]
+def _seconds_before(event: dict[str, Any]) -> float:
+    """Seconds before the first stage of a process, imports and data, of a `startup` event; 0 for another event."""
+    phases = ("imports", "data") if event["kind"] == "startup" else ()
+    return sum(event.get(f"{phase}_seconds", 0.0) for phase in phases)
 
 
-def _phases_before(startup: dict[str, Any]) -> float:
-    """Seconds before the first stage of a process: imports and data."""
-    return sum(startup.get(f"{phase}_seconds", 0.0) for phase in ("imports", "data"))
-
-
-def _probed(events: list[dict[str, Any]], result: dict[str, Any], steps: int, peak: int | None) -> ProbedStage:
-    systems = _of(events, "system")
-    others = {phase: [event["system/phases"].get(phase, 0.0) for event in systems] for phase in OTHER_PHASES}
-    training = [
-        event["system/step_seconds"] - sum(others[phase][number] for phase in OTHER_PHASES)
-        for number, event in enumerate(systems)
-    ]
-    counted = sorted(training[WARM_STEPS:])
-    quarter = max(1, len(counted) // 4)
-    tokens = [event["system/step_tokens_per_second"] or 0.0 for event in systems[WARM_STEPS:]]
+def _probed(systems: list[dict[str, Any]], result: dict[str, Any], steps: int, peak: int | None) -> ProbedStage:
     return ProbedStage(
         steps=steps,
-        step=Range(sum(counted[:quarter]) / quarter, sum(counted[-quarter:]) / quarter),
-        median_step=median(counted),
-        evaluation=max(others["evaluate"]),
-        saving=max(others["save"]),
+        median_step=median(map(update_seconds, systems[WARM_STEPS:])),
+        evaluation=max(phase_seconds(event, "evaluate") for event in systems),
+        saving=max(phase_seconds(event, "save") for event in systems),
         around=max(0.0, result["wall_seconds"] - result["seconds"]),
         peak_memory=peak,
-        tokens_per_second=median(tokens),
     )
 
 

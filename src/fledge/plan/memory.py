@@ -79,7 +79,7 @@ def memory_inputs(
         second_gradient=stage.measures_disentanglement,
         reference=_reference_bytes(stage, cost, device),
         reward_models=judges,
-        precomputes_reference=bool(getattr(stage, "precompute_ref_log_probs", False)),
+        precomputes_reference=stage.precomputes_reference,
         adapter=None if stage.adapter is None else _adapter_parameters(stage.adapter, cost),
         rounded=stage.adapter is not None and not stage.adapter.use_dora,
         quantized=None if stage.quantization is None else bytes_per_weight(stage.quantization),

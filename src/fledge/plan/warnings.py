@@ -1,11 +1,7 @@
-"""The error of a stage that cannot be trained, and the names of the critic that other rooms read."""
+"""The error of a stage that cannot be trained, and the name of the check of a plan."""
 
 from fledge.errors import FledgeError
 from fledge.findings import Finding
-from fledge.plan.critic import PlannedStage, gpu_capability, plan_findings, plan_warnings
-from fledge.plan.critic.rates import RELATIVE_RATES
-
-__all__ = ["PLAN", "RELATIVE_RATES", "PlanError", "PlannedStage", "gpu_capability", "plan_findings", "plan_warnings"]
 
 PLAN = "plan"  # the name of the findings of a plan among the checks of the data
 
