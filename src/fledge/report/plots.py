@@ -1,6 +1,6 @@
 """The figures of a run as files for a paper: SVG, PNG or PDF, by matplotlib."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,11 @@ def _fonts_for(words: str, language: str) -> list[str]:
     return []
 
 
-def _write(chart: Chart, file: Path, language: str, style: dict[str, Any]) -> Path:
+def draw_figure(
+    file: Path, paint: Callable[["Axes"], None], style: Mapping[str, Any], size: tuple[float, float] = SIZE
+) -> Path:
+    """Write one figure, whose bytes do not depend on the day; `paint` draws on its axes. `style`: settings of matplotlib;
+    `size`: inches. Raises FledgeError if matplotlib is missing."""
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -112,15 +116,21 @@ def _write(chart: Chart, file: Path, language: str, style: dict[str, Any]) -> Pa
         raise missing_extra("matplotlib", "plots", "--plots") from None
 
     with matplotlib.rc_context(style):  # type: ignore[arg-type]
-        figure = Figure(figsize=WIDE if chart.wide else SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        for series in chart.series:
-            _draw(axes, series, language)
-        _label(axes, chart, language)
+        paint(figure.subplots())
         metadata = {"Date": None} if file.suffix == ".svg" else {"CreationDate": None} if file.suffix == ".pdf" else None
         figure.savefig(file, metadata=metadata)
     return file
+
+
+def _write(chart: Chart, file: Path, language: str, style: dict[str, Any]) -> Path:
+    def paint(axes: "Axes") -> None:
+        for series in chart.series:
+            _draw(axes, series, language)
+        _label(axes, chart, language)
+
+    return draw_figure(file, paint, style, WIDE if chart.wide else SIZE)
 
 
 def _draw(axes: "Axes", series: Series, language: str) -> None:

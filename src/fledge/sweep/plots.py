@@ -4,12 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fledge.report.plots import COLOURS, draw_figure
 from fledge.sweep.journal import TrialRecord
 from fledge.sweep.proposals import Search
 from fledge.sweep.space import yaml_text
 
-SIZE = (3.4, 2.3)  # inches: a column of a paper
-MAIN, FAINT = "#2f5d8c", "#b8541f"  # the colours of the report's figures
 STYLE = {
     "font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True, "svg.fonttype": "none", "svg.hashsalt": "fledge",
@@ -24,17 +23,8 @@ def has_matplotlib() -> bool:
 
 
 def draw(file: Path, paint: Callable[[Any], None]) -> Path:
-    """Write one figure; `paint` draws on its axes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=SIZE, layout="constrained")
-        FigureCanvasAgg(figure)
-        paint(figure.subplots())
-        figure.savefig(file, metadata={"Date": None})
-    return file
+    """Write one figure in the style of a search; `paint` draws on its axes."""
+    return draw_figure(file, paint, STYLE)
 
 
 def write_figures(
@@ -66,7 +56,7 @@ def write_figures(
 
 def _bars(axes: Any, shares: dict[str, float]) -> None:
     names = [key.removeprefix("stages.") for key in shares][::-1]
-    axes.barh(names, [100 * share for share in shares.values()][::-1], color=MAIN)
+    axes.barh(names, [100 * share for share in shares.values()][::-1], color=COLOURS["main"])
     axes.set_xlabel("%")
     axes.set_title("What made trials good")
 
@@ -79,6 +69,6 @@ def _points(axes: Any, parameter: Any, points: Sequence[tuple[Any, float | None]
         places = [value for value, _ in points]
         if parameter.log:
             axes.set_xscale("log")
-    axes.plot(places, [value for _, value in points], "o", color=MAIN, markersize=3)
+    axes.plot(places, [value for _, value in points], "o", color=COLOURS["main"], markersize=3)
     axes.set_xlabel(parameter.key.removeprefix("stages."))
     axes.set_ylabel(metric)

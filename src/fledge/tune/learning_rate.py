@@ -15,6 +15,7 @@ from fledge.errors import FledgeError
 from fledge.plan import StagePlan
 from fledge.plan.hyperparameters import HORIZON_POWER, WIDTH_POWERS
 from fledge.recipe.schema import ModelConfig
+from fledge.report.plots import COLOURS
 from fledge.run import StageDirectory
 from fledge.sweep.documents import compare_documents
 from fledge.sweep.plots import draw, has_matplotlib
@@ -174,7 +175,7 @@ class LearningRateSearch:
         for one, style in zip(rounds, ("o:", "o-"), strict=True):
             points = sorted((key, loss) for key, loss in one.losses.items() if math.isfinite(loss))
             axes.plot(*zip(*points, strict=True), style, markersize=3, label=f"{one.steps:,} steps")
-        axes.axvline(rate, color="#b8541f", linewidth=1, label=f"{rate:.3g} for {self.full.steps:,} steps")
+        axes.axvline(rate, color=COLOURS["eval"], linewidth=1, label=f"{rate:.3g} for {self.full.steps:,} steps")
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("validation loss (nats/token)")
