@@ -1,0 +1,1 @@
+"""A bench for the doctor: small models with injected faults and healthy controls."""
