@@ -43,6 +43,7 @@ from fledge.run_context import RunContext
 from fledge.training.context import TrainContext
 from fledge.training.hooks import Hook
 from fledge.training.initial_model import StageModels
+from fledge.training.live_doctor import LiveDoctor
 from fledge.training.model_writer import model_writer
 from fledge.training.reference import ReferenceProvider
 from fledge.training.rollout import RewardTable
@@ -191,7 +192,7 @@ class StageRunner:
         is_sharded: bool,
     ) -> TrainState:
         """Train until the last checkpoint is complete on all ranks."""
-        data, shared = self.prepared.data, self.shared
+        data, shared, doctor = self.prepared.data, self.shared, self._doctor(model)
         context = TrainContext(
             stage=self.prepared.stage,
             horizon=self.prepared.horizon,
@@ -208,7 +209,9 @@ class StageRunner:
                 alerts=shared.alerts,
                 take_startup_report=shared.take_startup_report,
                 recipe_changes=recipe_changes,
+                observers=() if doctor is None else (doctor,),
             ),
+            doctor=doctor,
             write_model=model_writer(model, self.tokenizer),
             stopping=shared.stopping,
             hooks=hooks,
@@ -220,6 +223,21 @@ class StageRunner:
         state = Trainer(context, self.console).run()
         self.ranks.barrier()
         return state
+
+    def _doctor(self, model: LanguageModel) -> LiveDoctor | None:
+        """What looks for causes of bad training while the stage trains; None if the recipe wants none."""
+        stage, data = self.prepared.stage, self.prepared.data
+        if not stage.doctor.every:
+            return None
+        return LiveDoctor(
+            stage=stage,
+            train=data.train,
+            validation=data.validation,
+            tokenizer=self.tokenizer,
+            directory=self.directory,
+            model=model,
+            total_steps=self.prepared.horizon.steps,
+        )
 
     def _begin(self) -> tuple[LanguageModel, str, bool]:
         """The model that the stage begins or goes on with, the fingerprint of the weights that it began with, and whether it

@@ -97,3 +97,20 @@ def test_a_recipe_that_is_mended_before_anything_was_tried_uses_the_folder_again
     short = ("tune", recipe, "--what", "lr", "--out", out, "--stages.pretrain.duration", "12 steps")
     assert_error(fledge(*short), "the stage has 12 steps: too few", "stages.pretrain.duration")
     assert_error(fledge(*short[:-1], "13 steps"), "the stage has 13 steps: too few")
+
+
+@pytest.mark.slow
+def test_a_length_is_found_by_a_law_of_the_loss_or_none_is_used(tmp_path: Path) -> None:
+    recipe, out = tiny_recipe(tmp_path), tmp_path / "tuning"
+    long = ("--stages.pretrain.duration", "320 steps")
+    done = fledge("tune", recipe, "--what", "duration", "--out", out, *long)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((out / "tune.json").read_text(encoding="utf-8"))["figures"]
+    assert list(figures["losses"]) == ["20", "40", "80", "160"] and figures["cost_in_runs"] == 300 / 320
+    assert ("expected at the end" in done.stdout) == (figures["predicted"] is not None)
+    patched = load_recipe([recipe, str(out / "patch.yaml")])
+    assert patched.stages["pretrain"].duration.steps == figures["steps"]
+    run = yaml.safe_load((out / "trials/0004/seed1/recipe.yaml").read_text(encoding="utf-8"))["stages"]["pretrain"]
+    assert run["duration"] == "160 steps" and run["schedule"]["min_lr"] == "10%"
+    short = fledge("tune", recipe, "--what", "duration", "--out", tmp_path / "short")
+    assert_error(short, "stages.pretrain.duration", "too few to learn from shorter runs")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from fledge.cli.completion import add_completion
+from fledge.cli.doctor_arguments import add_doctor
 from fledge.cli.evaluation import add_eval
 from fledge.cli.init import add_init
 from fledge.cli.mistyped_arguments import check_words, option_hint, repeated_option, usage_hint
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands, OVERRIDES)
     _add_train(commands)
     add_search(commands, OVERRIDES)
+    add_doctor(commands)
     _add_data(commands)
     for name, text in (("generate", "answer one prompt, or all of a file"), ("chat", "talk to a model")):
         _add_generation(commands, name, text)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from fledge.cli.arguments import MAX_RESTARTS, MINUTES, SAMPLING_OPTIONS, SEED, Overrides, build_parser, split_overrides
 from fledge.cli.completion import complete_if_asked, completion_script
 from fledge.cli.data_commands import run_data
+from fledge.cli.doctor import run_bench, run_doctor
+from fledge.cli.doctor_arguments import bench_arguments
 from fledge.cli.evaluation import run_eval
 from fledge.cli.init import run_init
 from fledge.cli.localized_help import localize_parser, take_language
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = _speak(list(sys.argv[1:] if arguments is None else arguments))
     parser = build_parser()
     complete_if_asked(parser)
+    if (bench := bench_arguments(argv)) is not None:
+        return exit_code(lambda: run_bench(bench), "--debug" in argv)
     if language() != "en":
         localize_parser(parser)
     debug = "--debug" in argv
@@ -82,6 +86,8 @@ def _run_command(options: argparse.Namespace, overrides: Overrides, argv: list[s
         return run_runs(options)
     if options.command == "plan":
         return run_plan(options, overrides)
+    if options.command == "doctor":
+        return run_doctor(options)
     if options.command == "data":
         run_data(options, overrides)
     elif options.command == "sweep":

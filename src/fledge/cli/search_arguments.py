@@ -4,7 +4,7 @@ import argparse
 import os
 
 SAMPLERS = ("tpe", "random", "grid")  # as fledge.sweep has them, which is not loaded for the help
-TUNED = ("lr", "batch")  # as fledge.tune has them
+TUNED = ("lr", "batch", "duration")  # as fledge.tune has them
 DEFAULT_TRIALS = 20
 
 
@@ -52,7 +52,7 @@ def _add_tune(commands: argparse._SubParsersAction, overrides: str) -> None:
         help="find the learning rate or the batch of a stage by short runs",
         epilog=overrides,
         allow_abbrev=False,
-        usage="fledge tune RECIPE... --what lr|batch [options] [--key.of.recipe VALUE]...",
+        usage="fledge tune RECIPE... --what lr|batch|duration [options] [--key.of.recipe VALUE]...",
     )
     command.add_argument(
         "recipe", type=os.path.expanduser, nargs="+", help="YAML files; later ones override earlier ones; batch: or a run"

@@ -94,7 +94,10 @@ class Diagnoses:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing is wrong: no cause that is at least likely, and no symptom beyond information."""
-        findings = [one.sign.finding for one in self.found]
-        sure = any(one.confidence in ("certain", "likely") and one.severity != "info" for one in findings)
-        return not sure and all(finding.severity == "info" for finding in self.unexplained)
+        """Whether nothing is wrong: no cause that is at least likely, and no symptom, beyond information. A symptom counts also
+        where its cause is only possible."""
+        shown = [finding for one in self.found for finding in (one.sign.finding, *one.consequences)]
+        return not any(
+            finding.severity != "info" and finding.confidence in ("certain", "likely")
+            for finding in (*shown, *self.unexplained)
+        )

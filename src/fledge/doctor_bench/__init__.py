@@ -1,1 +1,1 @@
-"""A bench for the doctor: small models with injected faults and healthy controls."""
+"""The bench of the doctor: small models with injected faults and healthy ones, and how often the doctor is right about them."""

@@ -24,6 +24,7 @@ from fledge.plan.evaluation import deciding_rows, validation_rows
 from fledge.recipe.schema import Stage
 from fledge.run import StageDirectory
 from fledge.run.alerts import Alerts
+from fledge.run.events import read_events
 from fledge.training.model_writer import model_writer
 from fledge.training.outcome import judge
 from fledge.training.start_weights import StartWeights
@@ -127,6 +128,7 @@ def stage_verdict(finished: FinishedStage, model: LanguageModel | None, found: S
         sets_before=read_set_results(directory.set_results(BEFORE), unreadable),
         sets_after={result.name: result for result in finished.results},
         targets=_targets(finished, model),
+        diagnosed=[event for event in read_events(directory.events) if event["kind"] == "finding"],
     )
     decision, ordered = decide(reasons(evidence))
     return Verdict(decision=decision, reasons=ordered, thresholds=thresholds(stage.evaluation.verdict, stage.kind))

@@ -39,8 +39,9 @@ class TargetFacts:
 
 
 @dataclass(frozen=True)
-class _Span:
-    """An answer in a row: its first token, and the position behind its last one. `ended`: the last one ends an answer."""
+class AnswerSpan:
+    """An answer in a row: its first token `start`, and the position `stop` behind its last one. `ended`: the last one ends an
+    answer."""
 
     start: int
     stop: int
@@ -57,7 +58,7 @@ def training_targets(examples: Examples, tokenizer: Tokenizer, model: LanguageMo
     if not len(wanted):
         return None
     rows = [examples.sequence(int(wanted[n]) * examples.sequences_per_example) for n in evenly(len(wanted), ROWS)]
-    found = [(tokens, weights, list(_spans(tokens, header, tokenizer.stop_ids))) for tokens, weights in rows]
+    found = [(tokens, weights, list(answer_spans(tokens, header, tokenizer.stop_ids))) for tokens, weights in rows]
     found = [row for row in found if row[2]]
     if not found:
         return None
@@ -98,7 +99,7 @@ def answer_header(tokenizer: Tokenizer) -> list[int]:
     return [token for token, _ in equal][::-1]
 
 
-def _spans(tokens: np.ndarray, header: Sequence[int], stop_ids: frozenset[int]) -> Iterator[_Span]:
+def answer_spans(tokens: np.ndarray, header: Sequence[int], stop_ids: frozenset[int]) -> Iterator[AnswerSpan]:
     """The answers of a row: behind each header, up to and with the next token that ends a text."""
     size, position = len(header), 0
     pattern, stops = np.asarray(header), np.flatnonzero(np.isin(tokens, list(stop_ids)))
@@ -110,7 +111,7 @@ def _spans(tokens: np.ndarray, header: Sequence[int], stop_ids: frozenset[int]) 
         end = stops[np.searchsorted(stops, start)] if len(stops) and stops[-1] >= start else None
         stop = len(tokens) if end is None else int(end) + 1
         if stop > start:
-            yield _Span(start, stop, end is not None)
+            yield AnswerSpan(start, stop, end is not None)
         position = max(stop - 1, start)  # the token that ends an answer may begin the next header
 
 
@@ -126,7 +127,7 @@ def _headless(outside: np.ndarray, tokens: np.ndarray, starts: Sequence[int], st
     return found
 
 
-def _margins(found: Sequence[tuple[np.ndarray, np.ndarray, list[_Span]]], model: LanguageModel) -> np.ndarray:
+def _margins(found: Sequence[tuple[np.ndarray, np.ndarray, list[AnswerSpan]]], model: LanguageModel) -> np.ndarray:
     """How much likelier the last answers of rows are after their own prompts than after the best of three other rows' prompts,
     in nats a token, float [n]. Rows that equal one of these in prompt or answer, and what would not fit the model's positions,
     are passed over. None are compared where most answers are repeats, such as the labels of a classification."""

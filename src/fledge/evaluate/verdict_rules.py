@@ -23,7 +23,7 @@ class StageEvidence:
     `findings`: of `monitor.verdicts`. `before`, `after`: metrics on validation data, of the start and of what goes on; empty
     without such data. `validation_rows`: their number, `deciding_rows`: of those that `metric` is of, which says whether the
     stage has learned. `sets_before`, `sets_after`: results by the name of the set. `targets`:
-    of the training rows; None where they were not looked at.
+    of the training rows; None where they were not looked at. `diagnosed`: the `finding` events of the stage.
     """
 
     kind: str
@@ -37,6 +37,7 @@ class StageEvidence:
     sets_before: Mapping[str, SetResult] = field(default_factory=dict)
     sets_after: Mapping[str, SetResult] = field(default_factory=dict)
     targets: TargetFacts | None = None
+    diagnosed: Sequence[Mapping[str, Any]] = ()
 
     def threshold(self, key: str) -> float | None:
         """A threshold of the recipe; None where it decides nothing."""
@@ -289,6 +290,20 @@ def targets(stage: StageEvidence) -> Iterator[Reason]:
             )
 
 
+def diagnosed(stage: StageEvidence) -> Iterator[Reason]:
+    """The severe causes that the doctor found while the stage trained. They say why; what the model can do decides."""
+    newest = {event.get("cause"): event for event in stage.diagnosed}
+    for cause, event in newest.items():
+        if event.get("severity") == "error":
+            yield Reason(
+                check="diagnosed",
+                decision=None,
+                message=f"{event.get('message')} (found while training, at step {event.get('step')})",
+                hint=str(event.get("hint") or ""),
+                evidence={"cause": cause, "step": event.get("step"), **(event.get("evidence") or {})},
+            )
+
+
 TELLING = 0.2  # nats a token by which the best fitting answers are likelier after their own prompts, at least
 
 RULES: tuple[Callable[[StageEvidence], Iterator[Reason]], ...] = (
@@ -299,6 +314,7 @@ RULES: tuple[Callable[[StageEvidence], Iterator[Reason]], ...] = (
     forgetting,
     scores,
     learned,
+    diagnosed,
 )
 
 

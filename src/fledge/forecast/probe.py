@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +15,7 @@ from fledge.plan import without_warmup
 from fledge.prediction import phase_seconds, system_events, update_seconds
 from fledge.recipe import Recipe, to_yaml
 from fledge.recipe.schema import EarlyStoppingConfig, Stage
-from fledge.run import Console, RunDirectory, write_text
+from fledge.run import Console, RunDirectory, read_json, write_text
 from fledge.run.events import read_events
 
 MIN_STEPS = 8
@@ -26,8 +26,8 @@ LAST_LINES = 15  # of the probe's messages, shown where it fails
 @dataclass(frozen=True, kw_only=True)
 class ProbedStage:
     """The figures of a probed stage, in seconds. `evaluation` and `saving`: one of each. `around`: before the first and after
-    the last step: loading, compiling, the evaluations before and after the stage. `peak_memory`: bytes, None where an earlier
-    stage needed as much."""
+    the last step: loading, reading compiled code, the evaluations before and after the stage. `peak_memory`: bytes, None where
+    an earlier stage needed as much."""
 
     steps: int
     median_step: float
@@ -48,21 +48,41 @@ class Probe:
 def probe_recipe(recipe: Recipe, steps: int, folder: Path, console: Console, micro_steps: Mapping[str, int]) -> Probe:
     """Train each stage of a recipe for `steps` steps into `folder`, in a new process, whose memory is then its own.
 
-    `micro_steps`: micro-batches of each whole stage; the probe compiles where the real run would. Raises FledgeError if `steps`
+    `micro_steps`: micro-batches of each whole stage; the probe compiles where the real run would. Where it measures the machine
+    for the first time, a second one of MIN_STEPS steps tells what a run after it has to wait for. Raises FledgeError if `steps`
     are too few, or with the last messages of a probe that fails.
     """
     if steps < MIN_STEPS:
         raise FledgeError(f"{steps} steps are too few to measure a stage", where="--probe", hint=f"take at least {MIN_STEPS}")
-    short = shortened(recipe, steps, folder)
-    write_text(folder / "probe.yaml", to_yaml(short))
     console.log(f"probing {len(recipe.stages)} stages for {steps} steps each …")
+    probe, is_warm = _run_probe(recipe, steps, folder, micro_steps)
+    if is_warm:
+        return probe
+    console.log("probing once more: the first time the machine was measured and code compiled, which later runs read")
+    again, _ = _run_probe(recipe, MIN_STEPS, folder / "again", micro_steps)
+    stages = {name: replace(stage, around=again.stages[name].around) for name, stage in probe.stages.items()}
+    return Probe(start=again.start, stages=stages)
+
+
+def _run_probe(recipe: Recipe, steps: int, folder: Path, micro_steps: Mapping[str, int]) -> tuple[Probe, bool]:
+    """One probe, and whether all that a machine measures and compiles only once was there before."""
+    short = shortened(recipe, steps, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "probe.yaml", to_yaml(short))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "fledge.forecast.probe_process", str(folder / "probe.yaml"), json.dumps(dict(micro_steps))]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
     if finished.returncode:
         last = "\n  ".join([*finished.stdout.splitlines(), *finished.stderr.splitlines()][-LAST_LINES:])
         raise FledgeError(f"the probe failed:\n  {last}", where="--probe", hint="mend the recipe, or leave --probe out")
-    return _read_probe(RunDirectory(Path(short.output) / short.name), list(recipe.stages), steps)
+    run = RunDirectory(Path(short.output) / short.name)
+    return _read_probe(run, list(recipe.stages), steps), all(_is_warm(run, name) for name in recipe.stages)
+
+
+def _is_warm(run: RunDirectory, stage: str) -> bool:
+    """Whether nothing was measured anew to choose how a stage computes."""
+    measured = read_json(run.stage(stage).root / "compute.json")["measurements"].get("measured", "")
+    return not measured.startswith(("in this run", "partly"))
 
 
 def shortened(recipe: Recipe, steps: int, folder: Path) -> Recipe:

@@ -1,8 +1,8 @@
 """The logger of a stage: events, receivers of figures, console lines and alerts; and the guards, which read the events."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from fledge.distributed.context import DistributedContext
 from fledge.findings import Finding
@@ -20,6 +20,18 @@ from fledge.run.startup import StartupTimer
 STYLES = {"error": "red", "warning": "yellow", "info": None}
 
 
+class EventObserver(Protocol):
+    """Sees every event of a stage, on the main process, as readers of the file will see it."""
+
+    def update(self, event: Event) -> None:
+        """Take the next event."""
+        ...
+
+    def replay(self, events: Sequence[Event]) -> None:
+        """Forget all, and take these events: those that stand when a process goes on, or goes back to an earlier step."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogTargets:
     """The outputs of a stage's logger, and the values that it logs once."""
@@ -30,6 +42,7 @@ class LogTargets:
     take_startup_report: Callable[[], StartupTimer | None] = lambda: None  # the time before the first step; None once taken
     recipe: dict[str, Any] = field(default_factory=dict)  # the resolved recipe, for receivers of figures
     recipe_changes: dict[str, list[Any]] = field(default_factory=dict)  # key -> [value before, value now] of a resumed run
+    observers: tuple[EventObserver, ...] = ()
 
 
 def show_finding(console: Console, finding: Finding) -> None:
@@ -63,6 +76,8 @@ class RunLogger:
             self._warn(f"warning: {warning}")
         kept = self.ranks.broadcast_object(self.events and self.events.kept)
         self.guards.replay([event for event in kept if _has_figures(event)])
+        self.observers = targets.observers if self.ranks.is_main_process else ()
+        self._replay(kept)
         self.world_size_before = _world_size(kept)
         context = SinkContext(folder=self.directory.root, step=step, recipe=targets.recipe)
         self.sinks = open_sinks(targets.config, context, self._warn) if self.ranks.is_main_process else []
@@ -78,7 +93,10 @@ class RunLogger:
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Write one event."""
         if self.events is not None:
-            self._unchecked.append(self.events.write(kind, step, **values))
+            event = self.events.write(kind, step, **values)
+            self._unchecked.append(event)
+            for observer in self.observers:
+                observer.update(event)
 
     def write_changes(self, step: int, keys: dict[str, list[Any]]) -> bool:
         """Write the `recipe_changed` event, unless a process that was killed right afterwards has written it; returns whether
@@ -116,8 +134,14 @@ class RunLogger:
     def rewind(self, step: int, rollback: int) -> None:
         """Go back to `step`: move later events to `events.rolled_back.<rollback>.jsonl`, and reset the guards to `step`."""
         rolled_back = rolled_back_file(self.directory.root, rollback)
-        self.guards.replay(self.ranks.broadcast_object(self.events and self.events.rewind(step, rolled_back)))
+        kept = self.ranks.broadcast_object(self.events and self.events.rewind(step, rolled_back))
+        self.guards.replay(kept)
+        self._replay(kept)
         self._unchecked = []
+
+    def _replay(self, kept: Sequence[Event]) -> None:
+        for observer in self.observers:
+            observer.replay(kept)
 
     def close(self) -> None:
         """Close the files."""

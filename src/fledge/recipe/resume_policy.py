@@ -9,7 +9,7 @@ from fledge.recipe.diff import changed_leaves
 from fledge.recipe.schema import Recipe
 
 SAFE_KEYS = re.compile(  # changes that do not affect training
-    r"output|preset|(logging|generation_samples|alerts)\..*|runtime\.(autotune|memory_budget)|stages\.[^.]+\.(guards|checkpoint)\..*"
+    r"output|preset|(logging|generation_samples|alerts)\..*|runtime\.(autotune|memory_budget)|stages\.[^.]+\.(guards|checkpoint|doctor)\..*"
     r"|stages\.[^.]+\.(reward_timeout|disentanglement|evaluation\.sets(\..*)?)"
 )
 KEYS_NEEDING_ALLOW = re.compile(  # changes that affect training from now on; they must be allowed explicitly

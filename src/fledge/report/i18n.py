@@ -103,6 +103,15 @@ WORDS = {
         "各项数据支持的结论，起决定作用的在前。阈值见配方中的 evaluation.verdict。",
     ),
     "speaks_for": Text("Speaks for", "支持"),
+    "proofs": Text("Proofs", "验证"),
+    "proofs_note": Text(
+        "Changes of the recipe that were tried in short runs against the unchanged one, pair by pair with the same seed and "
+        "the same held-out documents. A gain is positive where the change is better, with its 95 % interval.",
+        "在短程训练中与原配方成对比较过的改动：每对使用相同的种子和相同的留出文档。增益为正表示改动更好，附 95 % 区间。",
+    ),
+    "patch": Text("Change", "改动"),
+    "change": Text("Unchanged → changed", "原配方 → 改动后"),
+    "gain": Text("Gain", "增益"),
     "undecided": Text("cannot decide", "无法判断"),
     "report": Text("Training report", "训练报告"),
     "not_recorded": Text("not recorded", "未记录"),

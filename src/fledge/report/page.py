@@ -8,6 +8,7 @@ from fledge.report.charts import stage_charts
 from fledge.report.facts import facts
 from fledge.report.html_page import HERE, render_page, write_page
 from fledge.report.i18n import DECISIONS, GOES_ON, NATURAL_GROUPS, WORDS, example_text, word_of
+from fledge.report.proofs import stage_proofs
 from fledge.report.read_run import mappings, number, read_run, text
 from fledge.report.reasons import read_reason
 from fledge.report.records import Problem, Run
@@ -51,6 +52,7 @@ def render(root: Path) -> str:
     """The HTML of the report of the run in a directory."""
     run, problems = read_run(root), list[Problem]()
     sets = {stage.name: stage_sets(root / stage.name, problems) for stage in run.stages}
+    proofs = {stage.name: stage_proofs(root / stage.name, problems) for stage in run.stages}
     run = replace(run, problems=(*run.problems, *problems))
     charts = [stage_charts(stage) for stage in run.stages]
     figures = {
@@ -66,6 +68,7 @@ def render(root: Path) -> str:
         "sentences": summary_sentences(run),
         "verdicts": {stage.name: verdict_sentences(stage) for stage in run.stages},
         "rows": stage_rows(run.stages),
+        "proofs": {name: found for name, found in proofs.items() if found},
         "sample_tables": sample_tables(run.stages),
         "worlds": [stage for stage in run.stages if stage.world],
         "naturals": [stage for stage in run.stages if stage.world and stage.world.natural],

@@ -221,7 +221,7 @@ def read_events(rows: list[dict[str, object]]) -> Events:
         resources=of_kind("system"),
         evals=of_kind("eval"),
         checkpoints=of_kind("checkpoint"),
-        alerts=of_kind("alert", "guard"),
+        alerts=of_kind("alert", "guard", "finding"),
         stops=of_kind("stop"),
         prompt_tests=of_kind("prompt_tests"),
     )

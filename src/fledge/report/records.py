@@ -131,7 +131,8 @@ class DataReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Events:
-    """The events of one stage, sorted by kind; each event is a mapping as written in `events.jsonl`."""
+    """The events of one stage, sorted by kind; each event is a mapping as written in `events.jsonl`. `alerts`: those of guards
+    and the findings of the doctor among them."""
 
     steps: tuple[Mapping[str, object], ...] = ()
     resources: tuple[Mapping[str, object], ...] = ()

@@ -6,6 +6,7 @@ from typing import Any
 from fledge.checkpoint.find import step_name, step_number
 from fledge.evaluate.records import BEFORE, SetResult
 from fledge.run import StageDirectory
+from fledge.run.events import read_events
 from fledge.runs.read import Subject, metrics, metrics_by_step, plan_values, planned_steps, sets
 
 
@@ -34,8 +35,21 @@ def _stage(subject: Subject, name: str) -> dict[str, Any]:
         "after": metrics(subject, name),
         "checkpoints": _checkpoints(directory, result, evaluated),
         "sets": _sets(sets(subject, name, BEFORE), sets(subject, name)),
+        "findings": _findings(directory, subject.step),
         "verdict": result.get("verdict") if subject.step is None else None,
     }
+
+
+FINDING_KEYS = ("step", "cause", "severity", "confidence", "message", "hint", "patch")
+
+
+def _findings(directory: StageDirectory, last: int | None) -> list[dict[str, Any]]:
+    """What the doctor found while the stage trained, up to a step: the newest event of each cause."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in read_events(directory.events):
+        if event["kind"] == "finding" and (last is None or event["step"] <= last):
+            found[str(event.get("cause"))] = {key: event.get(key) for key in FINDING_KEYS}
+    return list(found.values())
 
 
 def _checkpoints(

@@ -64,6 +64,8 @@ def print_shown(shown: Mapping[str, Any], verdicts: Mapping[str, Sequence[str]])
         if stage["checkpoints"]:
             out.print(_checkpoint_table(stage["checkpoints"]))
         _print_sets(out, stage["sets"])
+        for one in stage["findings"]:
+            out.print(Text(f"  {one['severity']} at step {one['step']:,}: {one['message']}"), soft_wrap=True)
         for line in verdicts.get(name, ()):
             out.print(Text(line), soft_wrap=True)
     _print_sets(out, shown.get("sets", {}))

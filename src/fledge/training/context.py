@@ -15,6 +15,7 @@ from fledge.recipe.schema import Stage
 from fledge.run.stopping import SignalHandler
 from fledge.training.batch_source import BatchSource, DatasetSource
 from fledge.training.hooks import Hook
+from fledge.training.live_doctor import LiveDoctor
 
 MakeSource = Callable[["TrainContext", int, Callable[[], bool]], BatchSource]
 """A function from a context, the packed rows of a micro-batch, and the question whether to stop, to the source of batches."""
@@ -37,6 +38,7 @@ class TrainContext:
     stopping: SignalHandler
     on_start: Callable[[], None] = lambda: None  # called when the state is restored, before the first update
     hooks: tuple[Hook, ...] = ()  # run in this order between two steps, before checkpoints are written
+    doctor: LiveDoctor | None = None  # looks at the events while the stage trains; also one of the observers of `log`
     ranks: DistributedContext = field(default_factory=DistributedContext)
     is_sharded: bool = False  # whether the model is sharded among the ranks
     make_source: MakeSource = field(default_factory=lambda: dataset_source)

@@ -120,6 +120,7 @@ class Trainer:
             return
         if due and self._apply_guard_actions():
             return
+        self._look()
         if self.checkpointing.due(self.state):
             self._save()
         if self.state.step == 0:  # a run that cannot be saved ends before the first step
@@ -282,6 +283,17 @@ class Trainer:
             add_seconds=self.recorder.add_seconds,
         )
 
+    def _look(self, is_last: bool = False) -> None:
+        """Let the doctor look at the events so far, on the main process: nothing waits for it, and nothing that is learned
+        depends on it. `is_last`: whether the run ends now."""
+        doctor, state = self.context.doctor, self.state
+        if doctor is None or not self.context.ranks.is_main_process:
+            return
+        is_last |= state.step == self.total_steps or state.stop_reason is not None
+        rebuild = self.loader.rebuild if self.source.prefetchable else None
+        if seconds := doctor.look(state.step, self.logger, rebuild, is_last=is_last):
+            self.recorder.add_seconds("doctor", seconds)
+
     def _save(self) -> None:
         self.recorder.flush(self.state)
         self.trainable.source_tensors = self.source.tensors(self.state.step)
@@ -309,6 +321,7 @@ class Trainer:
                 self._roll_back(trigger)
                 return True
             if trigger.action == "stop" and trigger.stop_scope == "run":
+                self._look(is_last=True)
                 if trigger.state_is_valid:
                     self._save_and_wait(on_request=True)
                 log = self.context.log.directory

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+DERIVED = "derived: "  # begins the origin of a setting that follows from others
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,18 @@ class TrainingSettings:
     origin: Mapping[str, str] = field(default_factory=dict)
 
     def updated(self, later: "TrainingSettings") -> "TrainingSettings":
-        """These settings with those that `later` knows put over them."""
-        known = {name: value for name, value in later.known().items()}
-        return replace(self, **known, other={**self.other, **later.other}, origin={**self.origin, **later.origin})
+        """These settings with those that `later` knows put over them. What `later` only derives does not replace what is
+        written here."""
+        kept = {name for name in self.known() if later._derives(name) and not self._derives(name)}
+        known = {name: value for name, value in later.known().items() if name not in kept}
+        origin = {**self.origin, **{name: where for name, where in later.origin.items() if name not in kept}}
+        other = {**self.other, **later.other}
+        if sentences := dict.fromkeys((*self.other.get("assumed", ()), *later.other.get("assumed", ()))):
+            other["assumed"] = tuple(sentences)
+        return replace(self, **known, other=other, origin=origin)
+
+    def _derives(self, name: str) -> bool:
+        return self.origin.get(name, "").startswith(DERIVED)
 
     def known(self) -> dict[str, Any]:
         """The settings that are known, by name."""
@@ -100,7 +110,8 @@ class TrainingLog:
     `train/epoch`, `train/tokens`, `eval/loss`, `train/rewards/margins`, `system/step_seconds`, …); a figure without such a name
     keeps its own. `records`: lines or points that were read. `unread`: what was left out → how many lines or points. `notes`:
     what was understood, in sentences. `events`: records of other kinds (guards, alerts, stops), as they were written.
-    `ended`: whether the stage's end is in the log; None: not known.
+    `ended`: whether the stage's end is in the log; None: not known. `step_unit`: what a step counts: `update` of the optimizer,
+    `micro-batch`, `epoch`, `record` of the log where it has no steps, or `unknown`: updates or micro-batches.
     """
 
     source: str
@@ -113,6 +124,7 @@ class TrainingLog:
     notes: tuple[str, ...] = ()
     events: tuple[Mapping[str, Any], ...] = ()
     ended: bool | None = None
+    step_unit: str = "update"
 
     def get(self, name: str) -> Series | None:
         """The finite points of a figure; None where there is none."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fledge.errors import FledgeError
-from fledge.plan import StagePlan
 from fledge.plan.hyperparameters import HORIZON_POWER, WIDTH_POWERS
 from fledge.recipe.schema import ModelConfig
 from fledge.report.plots import COLOURS
@@ -20,6 +19,7 @@ from fledge.run import StageDirectory
 from fledge.sweep.documents import compare_documents
 from fledge.sweep.plots import draw, has_matplotlib
 from fledge.tune.fit import RATIO, Optimum, next_rate, optimum
+from fledge.tune.lengths import min_rate, of_length
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
 
@@ -70,20 +70,7 @@ class LearningRateSearch:
             return self.full.learning_rate * (self.full.steps / steps) ** HORIZON_POWER
 
     def _of_length(self, steps: int) -> dict[str, Any]:
-        """The values of a shorter run: warm-up and minimum rate keep their proportions, and it is evaluated at its end."""
-        prefix, plan = self.runs.prefix, self.full
-        has_own_end = self.runs.stage.schedule.final_div_factor is not None
-        return {
-            **self.values,
-            **({} if has_own_end else {f"{prefix}.schedule.min_lr": self._min_lr(plan)}),
-            f"{prefix}.duration": f"{steps} steps",
-            f"{prefix}.schedule.warmup": plan.warmup_share,
-            f"{prefix}.evaluation.every_steps": steps,
-            f"{prefix}.select_checkpoint": "last",
-        }
-
-    def _min_lr(self, plan: StagePlan) -> str:
-        return f"{100 * plan.min_learning_rate / plan.learning_rate:.6g}%"
+        return {**self.values, **of_length(self.runs, self.full, steps)}
 
     def _round(self, steps: int, centre: float, most: int) -> Round:
         """Runs of a length: a rate, half and twice as much, and on to the side where the loss falls, until it rises again."""
@@ -117,7 +104,7 @@ class LearningRateSearch:
         low, high = best.flat[0] * scale, best.flat[1] * scale
         patch: dict[str, Any] = {self.key: rate}
         if isinstance(self.runs.stage.schedule.min_lr, float) and self.runs.stage.schedule.min_lr:
-            patch[f"{self.runs.prefix}.schedule.min_lr"] = self._min_lr(self.full)
+            patch[f"{self.runs.prefix}.schedule.min_lr"] = min_rate(self.full)
         evidence = [self._round_sentence(one) for one in rounds]
         evidence.append(
             f"the best rate of {self.lengths[-1]:,} steps, {best.rate:.3g}, × {scale:.3g} for {self.full.steps:,} steps: "

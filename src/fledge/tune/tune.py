@@ -13,6 +13,7 @@ from fledge.sweep.journal import check_settings
 from fledge.sweep.recipes import SweepFiles, TrialRecipes, chosen_stage
 from fledge.sweep.shared import build_data, train_start
 from fledge.tune.batch import evidence, find_batch, noise_of
+from fledge.tune.duration import find_duration
 from fledge.tune.learning_rate import LearningRateSearch, narrowed, width_factor
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
@@ -89,7 +90,15 @@ def _tune_batch(runs: ShortRuns, settings: TuneSettings) -> TuneResult:
     return find_batch(runs)
 
 
-TUNERS: dict[str, Callable[[ShortRuns, TuneSettings], TuneResult]] = {"lr": _tune_rate, "batch": _tune_batch}
+def _tune_duration(runs: ShortRuns, settings: TuneSettings) -> TuneResult:
+    return find_duration(runs)
+
+
+TUNERS: dict[str, Callable[[ShortRuns, TuneSettings], TuneResult]] = {
+    "lr": _tune_rate,
+    "batch": _tune_batch,
+    "duration": _tune_duration,
+}
 
 
 def _of_run(run: Path, settings: TuneSettings) -> list[str]:

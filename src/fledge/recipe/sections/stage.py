@@ -8,6 +8,7 @@ from fledge.metric_names import ALWAYS, ANSWER_METRICS, SELECTION_NAMES
 from fledge.recipe.sections.adapter import AdapterConfig
 from fledge.recipe.sections.base import ConfigModel, Name, PathText, Positive
 from fledge.recipe.sections.data import DataConfig, as_training_source
+from fledge.recipe.sections.doctor import DoctorConfig, as_doctor
 from fledge.recipe.sections.engine import ADAPTER_RATES, BatchConfig, EMAConfig, OptimizerConfig, ScheduleConfig
 from fledge.recipe.sections.evaluation_sets import EvaluationSetConfig
 from fledge.recipe.sections.guards import CommonGuards
@@ -125,6 +126,7 @@ class StageBase(ConfigModel):
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     guards: CommonGuards = CommonGuards()
+    doctor: Annotated[DoctorConfig, BeforeValidator(as_doctor)] = DoctorConfig()
     prompt_tests: PromptTestsConfig | None = None
     select_checkpoint: Literal["auto", "last", "best"] = Field(
         default="auto",

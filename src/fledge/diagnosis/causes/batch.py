@@ -1,0 +1,135 @@
+"""Causes in the size of an update and in their number."""
+
+from fledge.diagnosis.case import Case
+from fledge.diagnosis.cause import Cause, Sign
+from fledge.diagnosis.causes.matching import beyond, matching, times
+from fledge.diagnosis.causes.signs import patch, sign, span
+from fledge.diagnosis.thresholds import threshold
+
+SMALL, LARGE, FEW = "batch too small", "batch too large", "too few updates"
+UNDERDONE = ("not learning", "slow learning", "high level")
+NOISY = ("oscillation", "loss spikes", "divergence")
+
+
+def _limit(name: str) -> float:
+    return threshold("batch", name)
+
+
+def _noise_share(case: Case) -> float | None:
+    """The noise of single losses as a share of their level."""
+    noise, level = case.value("curve/loss_noise"), case.value("curve/last_loss")
+    return noise / level if noise is not None and level else None
+
+
+def small(case: Case) -> Sign | None:
+    """An update of few tokens: below the published band, or far below the gradient noise scale."""
+    factor, per_noise, batch = (
+        case.value(f"plan/{name}") for name in ("batch_factor", "batch_per_noise_scale", "batch_tokens")
+    )
+    below = 1 / factor if factor and factor < 1 else 1.0
+    noise = _noise_share(case)
+    is_drowned = per_noise is not None and per_noise <= 1 / _limit("noise_scale")
+    is_tiny = batch is not None and batch < _limit("tiny_tokens") and (noise or 0.0) >= _limit("noise_share")
+    is_matched = is_drowned or bool(matching(case, NOISY)) or (noise is not None and noise >= _limit("noise_share"))
+    sure = beyond(below, is_matched, far=_limit("far"), some=_limit("some"))
+    if is_tiny:
+        sure = "likely"
+    if sure is None and is_drowned:
+        sure = "possible"
+    if sure is None:
+        return None
+    low = case.value("plan/batch_low")
+    band = f", {times(below)} below the band from {low:,.0f} ({case.value('plan/batch_source')})" if below > 1 else ""
+    drowned = f"; the gradient noise scale is {1 / per_noise:,.0f} times as large" if is_drowned and per_noise else ""
+    drowned += f"; the loss of single updates jumps by {noise:.0%} of its level" if is_tiny else ""
+    wanted = max(2, round(below)) if below > 1 else 8
+    return sign(
+        SMALL,
+        sure,
+        f"an update reads {batch or 0:,.0f} tokens{band}{drowned}: its gradient is mostly noise",
+        hint=f"accumulate the gradients of about {wanted} times as many rows in an update, or lower the learning rate",
+        proof="train on the same tokens with the larger batch: the loss falls lower and jumps less",
+        evidence={"batch_tokens": batch, "low": low, "batch_per_noise_scale": per_noise, "noise_of_loss": noise},
+        severity="warning",
+        patch=patch(case, batch__gradient_accumulation_steps=wanted * int(case.settings.accumulation_steps or 1)),
+        alternatives={"learning rate too high": "the same batch with a smaller rate"},
+        steps=span(case.log.get("train/loss")),
+    )
+
+
+def large(case: Case) -> Sign | None:
+    """An update of very many tokens, so that there are few of them: above the published band, or far above the noise scale."""
+    factor, per_noise, batch = (
+        case.value(f"plan/{name}") for name in ("batch_factor", "batch_per_noise_scale", "batch_tokens")
+    )
+    above = factor if factor and factor > 1 else 1.0
+    steps, per_epoch = case.value("plan/steps"), case.value("plan/updates_per_epoch")
+    is_few = (steps is not None and steps < _limit("few_for_large")) or (
+        per_epoch is not None and per_epoch < _limit("few_of_epoch")
+    )
+    is_wasted = per_noise is not None and per_noise >= _limit("noise_scale")
+    symptoms = matching(case, UNDERDONE)
+    sure = beyond(above, is_few and (is_wasted or bool(symptoms)), far=_limit("far"), some=_limit("some"))
+    if sure is None and is_few and is_wasted and symptoms:
+        sure = "likely"
+    if sure is None or not is_few:
+        return None
+    high = case.value("plan/batch_high")
+    band = f", {times(above)} above the band up to {high:,.0f} ({case.value('plan/batch_source')})" if above > 1 else ""
+    wasted = f"; it is {per_noise:,.0f} times the gradient noise scale" if is_wasted else ""
+    rows = case.settings.batch_rows
+    fewer = max(1, round(rows / max(2.0, above))) if rows else None
+    return sign(
+        LARGE,
+        sure,
+        f"an update reads {batch or 0:,.0f} tokens{band}{wasted}, so that there are only {steps or 0:,.0f} updates",
+        hint="make the batch smaller: what counts is the number of updates as long as their gradients are clear",
+        proof="train on the same tokens with the smaller batch: the loss falls lower",
+        evidence={"batch_tokens": batch, "high": high, "batch_per_noise_scale": per_noise, "updates": steps,
+                  "updates_per_epoch": per_epoch, "symptoms": symptoms},
+        severity="warning",
+        patch=patch(case, batch__micro_batch_size=fewer, batch__gradient_accumulation_steps=1),
+        alternatives={FEW: "the same batch for more updates"},
+        steps=span(case.log.get("train/loss")),
+    )  # fmt: skip
+
+
+def few(case: Case) -> Sign | None:
+    """A stage of so few updates that hardly anything can be learned."""
+    steps = case.value("plan/steps")
+    known = case.value("plan/is_done") or case.settings.steps is not None
+    if not steps or not known or steps >= _limit("few_updates"):
+        return None
+    symptoms = matching(case, UNDERDONE)
+    late, level = case.value("curve/late_fall"), case.value("curve/last_loss")
+    z = case.value("curve/late_z")
+    still_falls = None not in (late, level, z) and z <= -_limit("falls_z") and late >= _limit("falls_share") * level
+    is_far_too_few = steps < _limit("fewest_updates") and not case.value("plan/has_adapter")
+    if steps >= _limit("certain_updates") and not (is_far_too_few or symptoms or still_falls):
+        return None
+    rows = case.settings.batch_rows
+    hint = "train for more epochs, or make an update of fewer rows"
+    smaller = max(1, round(rows * steps / 200)) if rows and rows > 4 else None
+    return sign(
+        FEW,
+        "certain" if steps < _limit("certain_updates") else "likely" if is_far_too_few or symptoms else "possible",
+        f"the stage has only {steps:,.0f} updates" + (f" of {rows:,.0f} rows" if rows else ""),
+        hint=hint,
+        proof="train from the same start with four times as many updates: the loss falls lower",
+        evidence={"updates": steps, "rows_of_update": rows, "symptoms": symptoms, "late_fall": late},
+        severity="warning",
+        patch=patch(case, batch__micro_batch_size=smaller, batch__gradient_accumulation_steps=1)
+        or patch(case, duration=f"{round(max(200, 4 * steps))} steps"),
+        steps=span(case.log.get("train/loss")),
+    )
+
+
+CAUSES = (
+    Cause(name=SMALL, category="batch", find=small, rank=34, setting=True, needs=("grad_noise/scale",),
+          explains=frozenset({*NOISY, *UNDERDONE, "learning rate too high", "plateau", "trained too short"})),
+    Cause(name=LARGE, category="batch", find=large, rank=41, setting=True, needs=("grad_noise/scale",),
+          explains=frozenset({*UNDERDONE, FEW, "trained too short", "margins flat"})),
+    Cause(name=FEW, category="duration", find=few, rank=43, setting=True,
+          explains=frozenset({*UNDERDONE, "trained too short", "margins flat", "loss at ln 2", "learning rate too low"})),
+)  # fmt: skip
+"""The causes in the batch."""

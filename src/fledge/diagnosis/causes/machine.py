@@ -1,0 +1,144 @@
+"""Causes in the machine and in how a run went on: waiting for data, slowing down, growing memory, crashes, resumes."""
+
+from fledge.diagnosis.case import Case
+from fledge.diagnosis.cause import Cause, Sign
+from fledge.diagnosis.causes.signs import patch, sign, span
+from fledge.diagnosis.thresholds import threshold
+
+WAITING, SLOWER, GROWING = "waiting for data", "updates become slower", "memory grows"
+OUT_OF_MEMORY, RESUMED, STOPPED = "out of memory", "resumed without optimizer state", "stopped by an error"
+MEMORY_WORDS = ("out of memory", "outofmemory", "cannot allocate memory", "oom-kill", "memoryerror", "bad_alloc")
+
+
+def _limit(name: str) -> float:
+    return threshold("machine", name)
+
+
+def waiting(case: Case) -> Sign | None:
+    """Updates that wait for their batches."""
+    share, seconds = case.value("curve/data_share"), case.value("curve/step_seconds")
+    if share is None or share < _limit("data_share"):
+        return None
+    return sign(
+        WAITING,
+        "certain" if share >= _limit("data_share_certain") else "likely",
+        f"{share:.0%} of the time of an update ({seconds:.3g} s) is spent waiting for its batch",
+        hint="prepare the data before training or with more worker processes, and keep it on a local disk",
+        proof="time a hundred updates with the rows already in memory",
+        evidence={"data_share": share, "step_seconds": seconds},
+        severity="warning",
+        patch={"runtime.data_workers": 4},
+        steps=span(case.log.get("system/step_seconds")),
+    )
+
+
+def slower(case: Case) -> Sign | None:
+    """Updates that take longer and longer."""
+    ratio, growth = case.value("curve/slow_down"), case.value("curve/memory_growth_share") or 0.0
+    trend, points = case.value("curve/slow_trend") or 0.0, case.value("curve/points") or 0
+    if ratio is None or ratio < _limit("slow_down") or trend < _limit("slow_trend") or points < _limit("slow_points"):
+        return None
+    return sign(
+        SLOWER,
+        "likely",
+        f"an update takes {ratio:.1f} times as long at the end as at the beginning",
+        hint="look for what grows: memory that is swapped, a list that is kept, longer rows at the end, another program on the "
+        "machine, a device that is too hot",
+        proof="resume from the last checkpoint in a new process and time a hundred updates",
+        evidence={"slow_down": ratio, "memory_growth_share": growth},
+        severity="warning",
+        alternatives={GROWING: "system/memory_bytes"},
+        steps=span(case.log.get("system/step_seconds")),
+    )
+
+
+def growing(case: Case) -> Sign | None:
+    """Memory that grows steadily after the first part of a run."""
+    share, steady = case.value("curve/memory_growth_share"), case.value("curve/memory_is_steady")
+    growth = case.value("curve/memory_growth")
+    if share is None or steady is None or share < _limit("memory_growth") or steady < _limit("memory_steady"):
+        return None
+    return sign(
+        GROWING,
+        "likely" if share >= _limit("memory_growth_likely") else "possible",
+        f"memory grew steadily by {growth / 2**20:,.0f} MiB ({share:.0%}) after the first part of the run",
+        hint="look for losses or batches that are kept with their graph (use .item()), and for caches without a limit",
+        proof="train as many updates again: memory grows by as much again",
+        evidence={"growth_bytes": growth, "growth_share": share, "correlation": steady},
+        severity="warning",
+        steps=span(case.log.get("system/memory_bytes")),
+    )
+
+
+def out_of_memory(case: Case) -> Sign | None:
+    """A log that ends with a complaint about memory."""
+    text = case.value("curve/crash") or ""
+    if not any(word in text.lower() for word in MEMORY_WORDS):
+        return None
+    rows = case.settings.micro_batch_rows
+    fewer = max(1, int(rows // 2)) if rows and rows > 1 else None
+    times = int(case.settings.accumulation_steps or 1)
+    return sign(
+        OUT_OF_MEMORY,
+        "certain",
+        f"the run ended without memory: {text[:160]}",
+        hint="use a smaller micro-batch with more accumulation, activation checkpointing, shorter rows, or an adapter",
+        proof="train ten updates of the longest rows with the smaller micro-batch",
+        evidence={"text": text[:300], "micro_batch_rows": rows},
+        patch=patch(case, batch__micro_batch_size=fewer, batch__gradient_accumulation_steps=2 * times),
+        alternatives={GROWING: "system/memory_bytes"},
+        steps=None,
+    )
+
+
+def stopped(case: Case) -> Sign | None:
+    """A log that ends with another error."""
+    text = case.value("curve/crash") or ""
+    if not text or any(word in text.lower() for word in MEMORY_WORDS):
+        return None
+    return sign(
+        STOPPED,
+        "certain",
+        f"the log ends with an error: {text[:160]}",
+        hint="read the lines before it; the last sound checkpoint can be trained on",
+        proof="resume from the last checkpoint: the same error comes, or does not",
+        evidence={"text": text[:300]},
+        severity="warning",
+    )
+
+
+def resumed(case: Case) -> Sign | None:
+    """A loss that jumps up where a process went on with the run."""
+    jump, level = case.value("curve/resume_jump"), None
+    if jump is None:
+        return None
+    level = jump["level"]
+    if jump["z"] < _limit("jump_z") or jump["size"] < max(_limit("jump_share") * abs(level), _limit("jump_nats")):
+        return None
+    return sign(
+        RESUMED,
+        "likely",
+        f"at step {jump['step']:,.0f}, where the run went on, the loss jumps by {jump['size']:.3f} from {level:.3f}: the state "
+        "of the optimizer, the schedule or the weights did not come back as it was",
+        hint="save and load optimizer, schedule and step with the weights, and in their full precision",
+        proof="resume from one checkpoint twice and compare the losses with those of a run that was not interrupted",
+        evidence=dict(jump),
+        severity="warning",
+        alternatives={"checkpoint damaged": "probe/files_damaged", "other data after the resume": "the rows of both sides"},
+        steps=(float(jump["step"]) - 20, float(jump["step"]) + 20),
+    )
+
+
+CAUSES = (
+    Cause(name=OUT_OF_MEMORY, category="machine", find=out_of_memory, rank=30, setting=True, explains=frozenset({STOPPED})),
+    Cause(name=RESUMED, category="machine", find=resumed, rank=34,
+          explains=frozenset({"loss spikes", "divergence", "oscillation", "learning rate not as planned"})),
+    Cause(name=GROWING, category="machine", find=growing, rank=60, needs=("system/memory_bytes",),
+          explains=frozenset({"slow training", "updates become slower", OUT_OF_MEMORY})),
+    Cause(name=WAITING, category="machine", find=waiting, rank=62, needs=("system/phases/data",), setting=True,
+          explains=frozenset({"slow training", SLOWER})),
+    Cause(name=SLOWER, category="machine", find=slower, rank=64, needs=("system/step_seconds",),
+          explains=frozenset({"slow training"})),
+    Cause(name=STOPPED, category="machine", find=stopped, rank=80),
+)  # fmt: skip
+"""The causes in the machine."""

@@ -1,0 +1,78 @@
+"""The minutes of a proof: how long paired runs may be, from the seconds that the run itself took for its updates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fledge.autotune.benchmark import fastest_product
+from fledge.autotune.compute_config import chosen_device
+from fledge.doctor.prove_recipes import FEWEST_STEPS, Length, ProofRecipes
+from fledge.errors import FledgeError
+from fledge.plan.estimate import training_seconds
+from fledge.prepare import Preparation, PreparedStage
+from fledge.recipe import Recipe
+from fledge.run import StageDirectory
+from fledge.run.console import silent
+from fledge.run.events import read_events
+
+RUN_SECONDS = 2.0  # of a run besides its updates: data, one evaluation, the held-out documents; measured 1 to 2 s on two cores
+MARGIN = 0.9  # share of the minutes that is planned
+LEAST_UPDATES = 10  # of a run whose speed is taken from its events
+
+
+def seconds_per_token(directory: StageDirectory) -> float | None:
+    """Seconds that a stage took for a token, evaluations left out: the median of its events; None if it has too few."""
+    speeds = sorted(
+        float(event["system/tokens_per_second"])
+        for event in read_events(directory.events)
+        if event["kind"] == "system" and event.get("system/tokens_per_second")
+    )
+    updates = max((event["step"] for event in read_events(directory.events)), default=0)
+    return 1 / speeds[len(speeds) // 2] if speeds and updates >= LEAST_UPDATES else None
+
+
+def whole_seconds(recipes: ProofRecipes, recipe: Recipe, prepared: PreparedStage) -> tuple[float, str]:
+    """The seconds of training of a whole stage, and what they rest on: the speed of the run, else the machine's fastest matrix
+    product."""
+    measured = seconds_per_token(recipes.run.stage(recipes.stage))
+    if measured is not None:
+        return measured * prepared.plan.tokens, "the speed of the run itself"
+    preparation = Preparation(recipe, silent)
+    cost = preparation.model_cost(recipes.stage, preparation.tokenizer())
+    flops = fastest_product(chosen_device(recipe.runtime))
+    seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
+    return seconds, "the fastest matrix product of this machine"
+
+
+def length_of(variants: Sequence[tuple[PreparedStage, float]], seeds: int, minutes: float, *, whole: bool) -> Length:
+    """The length of the runs of a proof: as much of the stage as fits into the minutes, for each seed a run of each variant
+    (its plan, and the seconds of its whole stage). `whole`: shorter runs would not show what is to be proved. Raises
+    FledgeError if the minutes are too few."""
+    if not 0 < minutes < float("inf"):
+        raise FledgeError("must be a number above zero", where="--minutes")
+    runs, training = seeds * len(variants), seeds * sum(seconds for _, seconds in variants)
+    share = (MARGIN * 60 * minutes - runs * RUN_SECONDS) / max(training, 1e-9)
+    least = 1.0 if whole else min(1.0, max(FEWEST_STEPS / prepared.plan.steps for prepared, _ in variants))
+    if share < least:
+        needed = (least * training + runs * RUN_SECONDS) / MARGIN / 60
+        what = "whole stages" if whole else f"{FEWEST_STEPS} updates each"
+        raise FledgeError(
+            f"{minutes:g} minutes are not enough for {runs} runs of {what}", where="--minutes",
+            hint=f"write --minutes {needed + 0.05:.1f}",
+        )  # fmt: skip
+    return Length(min(1.0, share))
+
+
+NEEDS_WHOLE = ("early_stopping", "select_checkpoint", "metric_for_best_model", "duration")
+"""Keys of a stage whose effect shorter runs do not show, unless the patch makes the stage longer."""
+
+
+def needs_whole(patch: Mapping[str, Any], stage: str, given: PreparedStage, patched: PreparedStage) -> bool:
+    """Whether only whole stages can prove a patch: one that ends training earlier, where longer training is the fault."""
+    keys = {key.removeprefix(f"stages.{stage}.").partition(".")[0] for key in patch}
+    return bool(keys & set(NEEDS_WHOLE)) and patched.plan.tokens <= given.plan.tokens
+
+
+def newest_step(directory: StageDirectory) -> int:
+    """The step of the newest checkpoint of a stage; 0 without one."""
+    steps = [int(path.name.removeprefix("step-")) for path in directory.checkpoint_paths() if path.name[5:].isdigit()]
+    return max(steps, default=0)

@@ -1,0 +1,205 @@
+"""The runs of a proof: each is trained in this process, read on the held-out documents, and removed. What was measured stays,
+so that a proof that was stopped goes on, and proofs of one stage share their unchanged runs."""
+
+import gc
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+from fledge.data import is_complete
+from fledge.doctor.prove_data import build_patched, built_folder, changes_data, held_out_examples, load, reseeded
+from fledge.doctor.prove_recipes import Length, Patch, ProofRecipes, Start
+from fledge.doctor.prove_yardsticks import DOCUMENTS, HeldOut, Subject, Yardstick
+from fledge.errors import FledgeError
+from fledge.pipeline import Pipeline
+from fledge.prepare import Preparation, PreparedStage
+from fledge.recipe import Recipe
+from fledge.run import Console, RunDirectory, StageDirectory, write_json
+from fledge.run.console import silent
+from fledge.run.directory import resolve_model_path
+from fledge.run.file_hash import hash_files
+from fledge.run.text_files import read_json
+from fledge.tokenizer import Tokenizer, load_tokenizer
+
+PROOFS = "proofs"  # folder of a stage
+DIGITS = 7  # of a figure that is kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The stage with one patch: its whole recipe, the build that it reads, and its plan at full length."""
+
+    patch: dict[str, Any]
+    recipe: Recipe
+    built: Path
+    prepared: PreparedStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What was measured on a run. `values`: name of a figure → document → value. `failed`: why it ended without a model; empty
+    otherwise. `weights`: their hash. `seconds`: all in."""
+
+    values: dict[str, dict[str, float]]
+    failed: str = ""
+    weights: str = ""
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class ProofRuns:
+    """Trains and measures runs of a stage. `start`: where they begin."""
+
+    recipes: ProofRecipes
+    console: Console
+    start: Start = "stage"
+    spent: float = 0.0
+    _held_out: dict[str, HeldOut] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> StageDirectory:
+        """The stage of the run."""
+        return self.recipes.run.stage(self.recipes.stage)
+
+    @property
+    def folder(self) -> Path:
+        """Where proofs of the stage are kept."""
+        return self.directory.root / PROOFS
+
+    @property
+    def work(self) -> Path:
+        """The folder of runs that are trained, which is removed at the end."""
+        return self.folder / "work"
+
+    def tokenizer(self) -> tuple[Path, Tokenizer]:
+        """The folder of the run's tokenizer, and the tokenizer."""
+        folder = self.recipes.run.tokenizer
+        return folder, load_tokenizer(folder)
+
+    # -- variants -----------------------------------------------------------------------------------------------------
+
+    def variant(self, patch: Patch) -> Variant:
+        """The stage with a patch. Raises FledgeError if the recipe does not take it, or its data cannot be built."""
+        whole = self.recipes.normalised(patch)
+        recipe = self.recipes.whole(whole, self.start)
+        built = built_folder(self.recipes.run, self.recipes.given, self.recipes.stage)
+        if changes_data(built, recipe.stages[self.recipes.stage]):
+            key = hash_of(recipe.stages[self.recipes.stage].data.model_dump(mode="json"))
+            self.console.log("the patch changes the data: it is built anew, from the files of the recipe")
+            built = build_patched(recipe, self.tokenizer()[0], self.work / "data" / key, self.console.log)
+        dataset = self._dataset(built, recipe, self.recipes.seed(0))
+        return Variant(patch=whole, recipe=recipe, built=built, prepared=self.recipes.prepared(recipe, dataset))
+
+    def _dataset(self, built: Path, recipe: Recipe, seed: int) -> Path:
+        """The data of a build in the order of a seed of the recipe."""
+        seeded = recipe.model_copy(update={"seed": seed})
+        of_stage = Preparation(seeded, silent).seed(self.recipes.stage)
+        out = self.work / "data" / f"{hash_of(str(built.resolve()))}-{seed}"
+        return reseeded(built, recipe, of_stage, out, self.tokenizer())
+
+    def held_out(self, variants: Sequence[Variant]) -> HeldOut:
+        """The documents that the runs of these variants are read on: validation documents of the last one's data that no
+        variant trains on."""
+        last = variants[-1]
+        key = "|".join(str(one.built) for one in variants)
+        if key not in self._held_out:
+            tokenizer = self.tokenizer()[1]
+            name = self.recipes.stage
+            data = {one.built: load(one.built, one.recipe.stages[name], tokenizer) for one in variants}
+            judging = data[last.built].validation
+            examples = held_out_examples(judging, [one.train for one in data.values()], DOCUMENTS)
+            assert judging is not None
+            self._held_out[key] = HeldOut(
+                recipe=last.recipe,
+                stage=last.prepared.stage,
+                tokenizer=tokenizer,
+                data=judging,
+                examples=examples,
+                start=self.recipes.start_model(self.start),
+                earlier=self._earlier(),
+            )
+        return self._held_out[key]
+
+    def _earlier(self) -> HeldOut | None:
+        """The held-out documents of the stage before; None without one, or where its data is gone."""
+        recipe, tokenizer = self.recipes.given, self.tokenizer()[1]
+        for name in reversed(recipe.stages_before(self.recipes.stage)):
+            stage, folder = recipe.stages[name], self.recipes.run.stage(name).data
+            if not is_complete(folder) or (data := load(folder, stage, tokenizer)).validation is None:
+                continue
+            examples = held_out_examples(data.validation, [data.train], DOCUMENTS)
+            return HeldOut(recipe=recipe, stage=stage, tokenizer=tokenizer, data=data.validation, examples=examples, start=None)
+        return None
+
+    # -- one run ------------------------------------------------------------------------------------------------------
+
+    def observe(
+        self, variant: Variant, length: Length, pair: int, held_out: HeldOut, yardsticks: Sequence[Yardstick]
+    ) -> Observation:
+        """The figures of one run, trained where they were not measured before."""
+        seed = self.recipes.seed(pair)
+        recipe = self.recipes.short(variant.recipe, variant.prepared, length, seed)
+        names = [one.scale.name for one in yardsticks]
+        tree = recipe.model_dump(mode="json", exclude={"name", "output", "built_dataset"})
+        key = hash_of([tree, str(variant.built), names, list(held_out.examples)])
+        file = self.folder / "runs" / f"{key}.json"
+        if file.exists():
+            return Observation(**read_json(file, dict[str, Any]))
+        begun = time.monotonic()
+        dataset = self._dataset(variant.built, variant.recipe, seed)
+        recipe = recipe.model_copy(update={"name": key, "output": str(self.work), "built_dataset": str(dataset)})
+        failed = self._train(recipe)
+        found = self._measure(RunDirectory(self.work / key).stage(self.recipes.stage), held_out, yardsticks, failed)
+        self.spent += time.monotonic() - begun
+        found = Observation(**{**asdict(found), "seconds": round(time.monotonic() - begun, 3)})
+        write_json(file, asdict(found))
+        shutil.rmtree(self.work / key, ignore_errors=True)
+        gc.collect()
+        return found
+
+    def _train(self, recipe: Recipe) -> str:
+        """Train a run to its end; returns why it failed, empty if it did not. FledgeError for one that could not begin."""
+        try:
+            Pipeline(recipe, Console(quiet=True)).run()
+        except FledgeError as error:
+            stage = RunDirectory(Path(recipe.output) / recipe.name).stage(self.recipes.stage)
+            if not stage.has_begun():
+                raise
+            return error.text()
+        return ""
+
+    def _measure(
+        self, directory: StageDirectory, held_out: HeldOut, yardsticks: Sequence[Yardstick], failed: str
+    ) -> Observation:
+        subject = Subject(directory=directory, held_out=held_out)
+        values: dict[str, dict[str, float]] = {}
+        for one in yardsticks:
+            worst = one.worst(held_out)
+            if failed:
+                values[one.scale.name] = dict.fromkeys([*held_out.examples, "run"], worst)
+                continue
+            found = one.measure(subject)
+            finite = {key: value if math.isfinite(value) else worst for key, value in found.items()}
+            values[one.scale.name] = {key: round(value, DIGITS) for key, value in finite.items()}
+        if failed:
+            return Observation(values=values, failed=failed)
+        result = directory.result() or {}
+        weights = hash_files(*sorted(resolve_model_path(str(directory.root)).glob("*.safetensors")))
+        return Observation(values=values, weights=weights, steps=int(result.get("step", 0)))
+
+    def clean(self) -> None:
+        """Remove the folder of runs."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+
+def hash_of(value: Any) -> str:
+    """A hash of JSON values."""
+    return xxhash.xxh3_64_hexdigest(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))

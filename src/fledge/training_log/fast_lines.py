@@ -1,0 +1,103 @@
+"""Lines of one form are read by what was understood of the first ones: a long log has few forms of lines."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fledge.training_log.line_grammar import LineFigures, read_line
+from fledge.training_log.numbers import FACTORS, NUMBER, plain_number
+
+TOKENS = re.compile(rf"({NUMBER})")
+FACTOR_VALUES = tuple(dict.fromkeys((1.0, *(factor for _, factor in FACTORS.values()))))
+CHECKED = 3  # lines of a form that are read in full, and must agree, before it is trusted
+CHECK_EVERY = 50  # lines of a trusted form, one of which is read in full again
+MOST_FORMS = 20_000
+
+
+@dataclass
+class _Form:
+    """A form of lines. `places`: column → which number of the line it is, and its factor. `agreed`: lines on which this and the
+    full reading gave the same; `used`: lines that were read by it."""
+
+    figures: LineFigures
+    places: dict[str, tuple[int, float]] | None = None
+    agreed: int = 0
+    used: int = 0
+    wrong: bool = False
+
+
+@dataclass
+class LineReader:
+    """Reads lines. `wanted`: plain names that the user gives → names of fledge. `failed` is set when a trusted form turns out
+    to be wrong: then all lines are to be read again, with `fast` off."""
+
+    wanted: Mapping[str, str] = field(default_factory=dict)
+    fast: bool = True
+    failed: bool = False
+    _forms: dict[str, _Form] = field(default_factory=dict)
+
+    def read(self, line: str) -> LineFigures:
+        """The figures of a line, the same as `read_line` gives."""
+        if not self.fast:
+            return read_line(line, self.wanted)
+        parts = TOKENS.split(line)
+        key, tokens = "\x00".join(parts[::2]), parts[1::2]
+        form = self._forms.get(key)
+        if form is None:
+            found = read_line(line, self.wanted)
+            if len(self._forms) < MOST_FORMS:
+                self._forms[key] = _Form(found, _places(found, tokens))
+            return found
+        if form.wrong or form.places is None:
+            return self._learn_again(form, line, tokens)
+        if form.agreed >= CHECKED and form.used % CHECK_EVERY:
+            form.used += 1
+            return _by_places(form, tokens)
+        found = read_line(line, self.wanted)
+        if _by_places(form, tokens) == found:
+            form.agreed += 1
+            form.used += 1
+        else:
+            self.failed |= form.agreed >= CHECKED
+            form.wrong = True
+        return found
+
+    def _learn_again(self, form: _Form, line: str, tokens: list[str]) -> LineFigures:
+        found = read_line(line, self.wanted)
+        if not form.wrong:
+            form.figures, form.places = found, _places(found, tokens)
+        return found
+
+
+def _places(found: LineFigures, tokens: list[str]) -> dict[str, tuple[int, float]] | None:
+    """Which number of the line each figure is; None where that cannot be told from this line."""
+    places: dict[str, tuple[int, float]] = {}
+    numbers = [plain_number(token) for token in tokens]
+    after = 0
+    for name, values in found.values.items():
+        counts, value = name.startswith("axis/"), values[0]
+        if len(values) > 1 or (value == 0 and not counts):  # the factor of a 0 cannot be told
+            return None
+        order = [*range(after, len(numbers)), *range(after)]
+        factors = (1.0,) if counts else FACTOR_VALUES
+        place = next(((at, factor) for factor in factors for at in order if _is(numbers[at], factor, value)), None)
+        if place is None:
+            return None
+        places[name] = place
+        after = place[0] + 1
+    return places
+
+
+def _is(number: float | None, factor: float, value: float) -> bool:
+    return number is not None and (number if factor == 1.0 else number * factor) == value
+
+
+def _by_places(form: _Form, tokens: list[str]) -> LineFigures:
+    assert form.places is not None
+    values: dict[str, tuple[float, ...]] = {}
+    for name, (at, factor) in form.places.items():
+        token = tokens[at]
+        number = float(token.replace(",", "") if "," in token else token)
+        values[name] = (number if factor == 1.0 else number * factor,)
+    figures = form.figures
+    return LineFigures(values, figures.measures, figures.is_record, figures.missing)

@@ -1,0 +1,1 @@
+"""The doctor: targets, figures, schemes and proofs."""

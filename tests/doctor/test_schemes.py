@@ -1,0 +1,107 @@
+"""The three schemes: their numbers, their costs, and that recipes take them."""
+
+from pathlib import Path
+
+import pytest
+
+from fledge.diagnosis import Diagnoses
+from fledge.diagnosis.diagnose import add_own_figures
+from fledge.doctor.examination import Examination
+from fledge.doctor.known_trainers import KNOWN_TRAINERS
+from fledge.doctor.scheme_cost import cost_of
+from fledge.doctor.scheme_text import scheme_lines
+from fledge.doctor.schemes import halfway, proof_steps, schemes, taken_by_recipe
+from fledge.doctor.target import Target
+from fledge.recipe import load_recipe, to_yaml
+from fledge.sweep.space import as_overrides
+from tests.doctor.made_up import FAULTY, NOTHING, examination, rate_diagnosis
+from tests.support import tiny_run
+
+RATE = "stages.sft.optimizer.learning_rate"
+
+
+def faulty(tmp_path: Path | None = None) -> Examination:
+    """The made-up case with a rate that is too high; with a folder, of a run whose recipe is there."""
+    one = examination(FAULTY)
+    add_own_figures(one.case)
+    if tmp_path is not None:
+        recipe = tiny_run.recipe(tmp_path / "world", tmp_path / "runs")
+        (tmp_path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+        one.target = Target(path=tmp_path, run=tmp_path)
+    return one
+
+
+def test_aggressive_goes_all_the_way_and_conservative_half_of_it(tmp_path: Path) -> None:
+    one = faulty(tmp_path)
+    found = {scheme.letter: scheme for scheme in schemes(one)}
+    assert list(found) == ["A", "B", "C"]
+    assert found["A"].patch[RATE] == 0.0006 and found["C"].patch == {RATE: 0.0006}
+    nearest = min((0.01 * 0.0006) ** 0.5, 0.9 * one.case.value("plan/rate_high"))  # inside of the band
+    assert found["B"].patch[RATE] == pytest.approx(nearest, rel=0.03)
+    assert "an update moves weights 0.0601 times as far" in found["A"].effects[0]
+    assert "look at step 50: the loss was" in found["C"].steps[0].look
+
+
+def test_the_patches_are_taken_by_the_recipe(tmp_path: Path) -> None:
+    one = faulty(tmp_path)
+    for scheme in schemes(one):
+        recipe = load_recipe([str(tmp_path / "recipe.yaml")], as_overrides(scheme.patch))
+        assert recipe.stages["sft"].optimizer.learning_rate == scheme.patch[RATE]
+
+
+def test_a_change_that_the_recipe_refuses_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    patch = {RATE: 1e-4, "stages.sft.data.max_seq_len": 4096}
+    taken, left_out = taken_by_recipe(faulty(tmp_path), patch)
+    assert taken == {RATE: 1e-4}
+    assert "is longer than model.max_position_embeddings" in left_out["stages.sft.data.max_seq_len"]
+
+
+def test_nothing_that_settings_cure_gives_no_schemes() -> None:
+    one = examination(NOTHING)
+    assert schemes(one) == [] and proof_steps(one, stepwise=True) is None
+    assert "there are no schemes" in next(iter(scheme_lines(one))).text
+
+
+def test_a_proof_tries_the_root_or_the_steps_of_the_stepwise_scheme(tmp_path: Path) -> None:
+    chosen = proof_steps(faulty(tmp_path), stepwise=True)
+    assert chosen is not None and chosen[0].cause == "learning rate too high" and chosen[1] == [{RATE: 0.0006}]
+    assert proof_steps(faulty(tmp_path), stepwise=False) == chosen
+
+
+def test_costs_are_the_runs_own_figures() -> None:
+    case = faulty().case
+    same = cost_of(case, {RATE: 1e-4})
+    assert (same.updates, same.tokens, same.seconds) == (400, 3_276_800, 200.0) and same.memory.startswith("as before")
+    longer = cost_of(case, {"stages.sft.duration": "4 epochs"})
+    assert (longer.updates, longer.tokens, longer.seconds) == (800, 6_553_600, 400.0)
+    smaller = cost_of(case, {"stages.sft.batch.micro_batch_size": 8, "stages.sft.batch.gradient_accumulation_steps": 1})
+    assert (smaller.updates, smaller.tokens, smaller.seconds) == (1600, 3_276_800, 200.0)
+    assert smaller.memory.startswith("less than before")
+    steps = cost_of(case, {"stages.sft.duration": "800 steps"})
+    assert (steps.updates, steps.tokens) == (800, 6_553_600)
+
+
+def test_half_of_the_way_by_kind_of_value() -> None:
+    case = faulty().case
+    assert halfway(case, "batch.micro_batch_size", 4) == 8
+    assert halfway(case, "duration", "8 epochs") == "4 epochs"
+    assert halfway(case, "schedule.name", "cosine") == "cosine"
+    assert halfway(case, "runtime.compile", True) is True
+    band = case.value("plan/rate_low"), case.value("plan/rate_high")
+    assert band[0] < halfway(case, "optimizer.learning_rate", band[0] * 1.2) < band[1]
+
+
+def test_a_foreign_log_gets_the_schemes_in_its_own_keys() -> None:
+    one = examination(Diagnoses(found=(rate_diagnosis(),), unexplained=(), missing={}), run=False)
+    add_own_figures(one.case)
+    text = "\n".join(line.text for line in scheme_lines(one))
+    assert "learning_rate = 0.0006" in text and "--stages" not in text
+
+
+def test_a_trainer_whose_settings_have_no_effect_gets_changes_of_its_code() -> None:
+    one = examination(NOTHING, run=False)
+    one.trainer = KNOWN_TRAINERS[0]
+    found = {scheme.letter: scheme for scheme in schemes(one)}
+    assert list(found) == ["A", "B", "C"] and len(found["C"].steps) == 3
+    assert any("relative_step=False" in word for word in found["B"].steps[0].words)
+    assert all(scheme.patch == {} for scheme in found.values())
