@@ -1,7 +1,10 @@
-"""The cost of guards and checkpoints in a healthy run.
+"""The cost of guards, of the doctor that watches, and of checkpoints in a healthy run.
 
 Guards: one small model on real text is trained twice for 2,000 steps, with the default guards and with all guards ignored
 that can be. The guards must report nothing, and change no byte of weights, optimizer state, step events and eval events.
+
+Doctor: the same model with `doctor: true` and with `doctor: false`. It must change no byte; its share of the time is that of
+its phase in the `system` events (what the last look takes comes after them). The 300 steps of --quick are few, and it says so.
 
 Checkpoints: a 26M model is trained with one checkpoint every 20 steps, and with none between the first step and the last, in
 turns. The compared time is that between the end of the first update and the end of the last but one, by the clock of the run.
@@ -29,7 +32,7 @@ SMALL = {
 OFF = ("grad_spike", "loss_spike", "divergence", "validation_increase", "pass_rate", "repetition", "throughput")
 
 
-def healthy(folder: Path, sources: list[dict[str, Any]], steps: int, guards: dict[str, Any]) -> Path:
+def healthy(folder: Path, sources: list[dict[str, Any]], steps: int, guards: dict[str, Any], doctor: bool = True) -> Path:
     """Train a small model and return the directory of its stage."""
     stage = {
         "data": {"train": sources, "validation": "1%", "max_seq_len": 128},
@@ -38,6 +41,7 @@ def healthy(folder: Path, sources: list[dict[str, Any]], steps: int, guards: dic
         "optimizer": {"name": "adamw", "learning_rate": 3e-3},
         "schedule": {"warmup": 0.02},
         "guards": guards,
+        "doctor": doctor,
         "evaluation": {"every_steps": 250, "max_packed_rows": 64},
         "checkpoint": {"every_steps": 250},
     }
@@ -72,6 +76,32 @@ def guards(base: Path, quick: bool) -> dict[str, Any]:
         "alarms": len(reports),
         "identical": fingerprint(with_them) == fingerprint(without),
         "reports": reports,
+    }
+
+
+def doctor(base: Path, quick: bool) -> dict[str, Any]:
+    """Train with the doctor and without: what it found, whether the results are identical, and its share of the time."""
+    steps, sources = 300 if quick else 4000, real_text(quick)
+    folders: dict[bool, list[Path]] = {True: [], False: []}
+
+    def run(watched: bool) -> float:
+        folders[watched].append(healthy(base / f"{watched}-{len(folders[watched])}", sources, steps, {}, watched))
+        clock = [e["system/seconds"] for e in read_events(folders[watched][-1] / "events.jsonl") if e["kind"] == "system"]
+        return clock[-1]
+
+    seconds = interleave({"watched": lambda: run(True), "not watched": lambda: run(False)}, 1 if quick else 3)
+    shares, found = [], []
+    for folder in folders[True]:
+        events = list(read_events(folder / "events.jsonl"))
+        system = [event for event in events if event["kind"] == "system"]
+        shares.append(sum(event["system/phases"].get("doctor", 0.0) for event in system) / system[-1]["system/seconds"])
+        found += [event for event in events if event["kind"] == "finding"]
+    return {
+        "steps": steps,
+        "share": [round(share, 5) for share in shares],
+        "ratio": ratios(seconds["watched"], seconds["not watched"]),
+        "findings": [event["cause"] for event in found],
+        "identical": fingerprint(folders[True][0]) == fingerprint(folders[False][0]),
     }
 
 
@@ -118,11 +148,11 @@ def saving(base: Path, quick: bool) -> dict[str, Any]:
 def main() -> None:
     """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
-    parser.add_argument("--only", choices=("guards", "saving"), help="one of both")
+    parser.add_argument("--only", choices=("guards", "doctor", "saving"), help="one of them")
     chosen = parser.parse_args()
     values: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        for measure_costs in (guards, saving):
+        for measure_costs in (guards, doctor, saving):
             if chosen.only in (None, measure_costs.__name__):
                 (Path(name) / measure_costs.__name__).mkdir()
                 values[measure_costs.__name__] = measure_costs(Path(name) / measure_costs.__name__, chosen.quick)

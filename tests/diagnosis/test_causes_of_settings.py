@@ -347,6 +347,9 @@ def test_fp16_that_overflows_for_ever(rng):
     assert root.sign.finding.patch == {"runtime.precision": "bf16"}
     assert _is_silent(_half(rng, lambda at: 65536 / 2 ** np.minimum(at // 100, 2), lambda at: at // 100), "fp16 overflow")
     assert _is_silent(_half(rng, lambda at: np.ones_like(at), lambda at: at, precision="bf16"), "fp16 overflow")
+    assert not _is_silent(
+        _half(rng, lambda at: 65536 / 2.0 ** np.minimum(at, 20), lambda at: at * 0.9, "fp32"), "fp16 overflow"
+    )
 
 
 def test_numbers_that_are_none_for_ever(rng):
@@ -448,6 +451,20 @@ def test_a_resume_without_the_state_of_the_optimizer(rng):
     root, _, _ = _told(resumed, "resumed without optimizer state")
     assert root.sign.finding.evidence["step"] == 401
     assert _is_silent(replace(log, events=resumed.events), "resumed without optimizer state")
+
+
+def test_larger_gradients_and_updates_after_a_resume(rng):
+    log = pretraining(rng)
+    at = log.series["train/loss"].steps
+    every = np.arange(1, 801.0, 10)
+    update = 4e-2 * np.interp(every, at, log.series["train/lr"].values) / 4e-3
+    sound = _with(log, update_ratio__attention=Series(every, update), update_ratio__mlp=Series(every, update))
+    sound = replace(sound, events=({"kind": "startup", "step": 401},))
+    assert _is_silent(sound, "resumed without optimizer state")
+    larger = update * np.where((every > 400) & (every < 430), 1.6, 1)
+    lost = _with(sound, train__grad_norm=lambda norm: norm * np.where((at >= 401) & (at < 408), 2, 1),
+                 update_ratio__attention=Series(every, larger), update_ratio__mlp=Series(every, larger))  # fmt: skip
+    assert _told(lost, "resumed without optimizer state")[0].sign.finding.confidence == "likely"
 
 
 def test_a_second_warmup_is_seen_as_a_resume(rng):

@@ -47,6 +47,17 @@ def test_a_stage_that_has_learned_and_has_nothing_against_it_is_released():
     assert judged(targets=HEALTHY_ROWS) == ("release", {"learned": "release"})
 
 
+def test_a_severe_cause_that_the_doctor_found_is_told_and_decides_nothing():
+    event = {"kind": "finding", "step": 20, "cause": "learning rate too high", "message": "too high", "hint": "lower it"}
+    severe, mild = {**event, "severity": "error"}, {**event, "severity": "warning"}
+    assert judged(diagnosed=[severe]) == ("release", {"learned": "release", "diagnosed": None})
+    assert judged(diagnosed=[mild])[1] == {"learned": "release"}
+    assert judged(diagnosed=[severe], before={}, after={})[0] == "keep training"
+    stage = StageEvidence(kind="sft", config=VerdictConfig(), diagnosed=[mild, severe, {**severe, "step": 40}])
+    (reason,) = reasons(stage)
+    assert reason.message == "too high (found while training, at step 40)" and reason.hint == "lower it"
+
+
 def test_nothing_is_released_without_a_figure_that_speaks_for_it():
     decision, checks = judged(before={}, after={})
     assert decision == "keep training"

@@ -28,6 +28,7 @@ CASES = [
     ({"output": "elsewhere"}, "applied"),
     (stage("pretrain", checkpoint={"every_steps": 7}), "applied"),
     (stage("pretrain", guards={"divergence": "stop"}), "applied"),
+    (stage("pretrain", doctor=False), "applied"),
     (stage("dpo", beta=0.3, optimizer={"learning_rate": 1e-6}), "applied"),  # has not started
     (stage("dpo", data={"train": "others.jsonl"}), "applied"),
     (stage("pretrain", optimizer={"learning_rate": 1e-4}), "needs_allow"),

@@ -141,6 +141,11 @@ def test_verdicts_stand_in_the_headline_and_take_the_praise_away(run_directory: 
     assert source.count('class="value better"') < praised
 
 
+def test_what_guards_and_the_doctor_found_stands_in_the_log(run_directory: Path) -> None:
+    _, page = read(run_directory)
+    assert f"gradient norm spiked {HOSTILE}" in page.text and f"rows repeat {HOSTILE}" in page.text
+
+
 def test_the_share_of_the_trained_parameters_is_shown_where_an_adapter_is_trained(run_directory: Path) -> None:
     assert "Trained" not in read(run_directory)[1].text
     dump(run_directory / "sft" / "result.json", {"trained_parameters": 3_210_000, "parameters": 3_210_000})

@@ -91,6 +91,16 @@ class TestShow:
         assert stage["sets"]["world"]["before"]["passed"]["value"] == 0.0
         assert stage["verdict"]["decision"] == "release"
 
+    def test_what_the_doctor_found_is_shown_up_to_the_step(self, runs, capsys):
+        assert show(find_subject("a"))["stages"]["sft"]["findings"] == []
+        found = {"kind": "finding", "step": 15, "cause": "no warm-up", "severity": "warning", "message": "it began too fast"}
+        with (runs / "a" / "sft" / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({**found, "confidence": confidence}) + "\n" for confidence in ("likely", "certain"))
+        (one,) = show(find_subject("a"))["stages"]["sft"]["findings"]
+        assert (one["step"], one["cause"], one["confidence"]) == (15, "no warm-up", "certain")
+        assert show(find_subject("a/sft@10"))["stages"]["sft"]["findings"] == []
+        assert "warning at step 15: it began too fast" in printed(capsys, "runs", "show", "a")
+
     def test_what_is_printed(self, runs, capsys):
         text = printed(capsys, "runs", "show", "a")
         for part in ("20 of 20 steps", "loss: 5 → 1", "world", "verdict: release", "thresholds from the recipe: max_loss 1.5"):

@@ -166,6 +166,7 @@ def events(kind: str, number: int, steps: int) -> list[dict[str, object]]:
     rows.append({"kind": "checkpoint", "step": steps, "path": f"checkpoints/{steps}", "bytes": 12_900_000})
     if kind == "sft":
         rows.append({"kind": "alert", "step": 40, "severity": "warning", "message": f"gradient norm spiked {HOSTILE}"})
+        rows.append({"kind": "finding", "step": 50, "severity": "warning", "cause": "x", "message": f"rows repeat {HOSTILE}"})
         rows.append({"kind": "stop", "step": steps, "reason": "no improvement in 3 evaluations"})
     return rows
 

@@ -26,12 +26,14 @@ class Figure:
 class Case:
     """The log of a stage, its settings and the figures measured so far, by name (`data/…`, `probe/…`, and others of curves).
 
+    `probed_step`: the update after which the weights were saved that the probes have looked at; None: those of the end.
     What a check asks for and nobody has measured is remembered in `wanted`, so that the doctor can say what is missing.
     """
 
     log: TrainingLog
     figures: dict[str, Figure] = field(default_factory=dict)
     wanted: set[str] = field(default_factory=set)
+    probed_step: float | None = None
 
     @property
     def settings(self) -> TrainingSettings:

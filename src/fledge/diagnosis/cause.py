@@ -36,7 +36,9 @@ class Cause:
     `find` reads a case and returns the sign of this cause, or None. `kinds`: of stage, where it can be; empty: of all.
     `explains`: names of symptoms and of other causes that follow from it, and are shown under it. `needs`: names of figures
     without which it cannot be found. `setting`: whether it is cured by settings, so that schemes make sense. `rank`: of causes
-    of like strength, the one with the lower number comes first: nearer the root.
+    of like strength, the one with the lower number comes first: nearer the root. `is_effect`: whether it is what another cause
+    does, told as a cause where none is known, such as a log that ends with an error: it stands behind every other cause that
+    is at least likely.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Cause:
     needs: tuple[str, ...] = ()
     setting: bool = False
     rank: int = 50
+    is_effect: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ CURVE_MEASURES: dict[str, CurveMeasure] = {
         autocorrelation="correlation of the losses of neighbouring steps without the slow trend",
         autocorrelation_z="the same in standard errors",
         resumes="resumes that are seen in the log",
-        resume_jump="the largest jump of the loss at a resume: step, size, level before, statistic",
+        resume_jump="the largest jump of the loss at a resume: step, size, level before, statistics",
     ),
     **_of(
         EPOCH,

@@ -63,10 +63,12 @@ def _look(cause: Cause, case: Case) -> tuple[Sign | None, list[str]]:
     return sign, list(wanted)
 
 
-def _key(sign: Sign, rank: int) -> tuple[bool, int, float, int]:
-    """What is said first: warnings before information, then the surer, the stronger, the one nearer the root."""
-    finding = sign.finding
-    return finding.severity == "info", CONFIDENCE_ORDER[finding.confidence], -round(sign.strength, 1), rank
+def _key(cause: Cause, sign: Sign) -> tuple[bool, bool, bool, int, float, int]:
+    """What is said first: warnings before information, what is at least likely before guesses, causes before mere effects, then
+    the surer, the stronger, the one nearer the root."""
+    finding, order = sign.finding, CONFIDENCE_ORDER[sign.finding.confidence]
+    is_guess = order >= CONFIDENCE_ORDER["possible"]
+    return finding.severity == "info", is_guess, cause.is_effect, order, -round(sign.strength, 1), cause.rank
 
 
 def _closure(found: Found) -> dict[str, set[str]]:
@@ -81,7 +83,7 @@ def _closure(found: Found) -> dict[str, set[str]]:
 def _ordered(found: Found, seen: Mapping[str, Finding]) -> tuple[tuple[Diagnosis, ...], tuple[Finding, ...]]:
     """The roots with what follows from them, and the symptoms that follow from nothing."""
     reach = _closure(found)
-    order = sorted(found, key=lambda name: _key(found[name][1], found[name][0].rank))
+    order = sorted(found, key=lambda name: _key(*found[name]))
     parents = {name: _parent(name, order, reach, found) for name in order}
     roots = [name for name in order if parents[name] is None]
     under: dict[str, list[Finding]] = {name: [] for name in roots}

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.curves.loss import training_loss
@@ -13,6 +14,15 @@ FRESH_LOSS, TRAINED_LOSS = 0.9, 0.75  # first loss ÷ ln(vocabulary), above and 
 LAYERS_PER_WIDTH = 1 / 64  # of usual models, to tell a width from a number of parameters
 UPDATES = frozenset({"update", "unknown"})
 """Units of the steps of a log that are taken for updates."""
+
+
+def end_of_loss(case: Case) -> Literal["falls", "stands still", "rises"] | None:
+    """What the training loss does over the last half of the log, beyond its noise; None where it has too few points."""
+    z = case.value("curve/late_z")
+    if z is None:
+        return None
+    limit = threshold("facts", "trend_z")
+    return "falls" if z <= -limit else "rises" if z >= limit else "stands still"
 
 
 @dataclass(frozen=True, kw_only=True)

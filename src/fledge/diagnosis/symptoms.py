@@ -6,7 +6,7 @@ from typing import Any
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Symptom
 from fledge.diagnosis.evidence import seen
-from fledge.diagnosis.facts import TOKEN_KINDS
+from fledge.diagnosis.facts import TOKEN_KINDS, end_of_loss
 from fledge.diagnosis.symptoms_of_answers import ANSWER_FINDERS
 from fledge.diagnosis.thresholds import threshold
 from fledge.findings import Finding
@@ -100,9 +100,8 @@ def _should_know_pairs(case: Case) -> bool:
 
 def _slow(case: Case) -> Finding | None:
     """A loss that is still high and still falls."""
-    share, z = case.value("plan/last_loss_share"), case.value("curve/late_z")
-    falls = z is not None and z <= -_limit("late_z")
-    if share is None or share < _limit("slow_share") or not falls or not is_long_enough(case):
+    share = case.value("plan/last_loss_share")
+    if share is None or share < _limit("slow_share") or end_of_loss(case) != "falls" or not is_long_enough(case):
         return None
     return seen(
         f"the training loss falls slowly: after {case.value('curve/last_step'):,.0f} updates it is {share:.0%} of that of a "
@@ -113,10 +112,10 @@ def _slow(case: Case) -> Finding | None:
 
 def _plateau(case: Case) -> Finding | None:
     """A loss that has stood still for most of the run, while the rate was still high."""
-    share, level, z = case.value("curve/plateau_from"), case.value("curve/plateau_level"), case.value("curve/late_z")
+    share, level = case.value("curve/plateau_from"), case.value("curve/plateau_level")
     if share is None or level is None or not is_long_enough(case) or case.value("curve/loss_constant") is not None:
         return None
-    if share > _limit("plateau_share") or abs(z or 0.0) >= _limit("late_z"):
+    if share > _limit("plateau_share") or end_of_loss(case) in ("falls", "rises"):
         return None
     return seen(
         f"the training loss stands at about {level:.3f} from {share:.0%} of the run on",

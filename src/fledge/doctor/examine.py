@@ -180,6 +180,7 @@ def _probe_figures(examination: Examination, options: DoctorOptions, recipe: "Re
 
     if target.run is not None:
         report = probe_run(target.run, examination.stage, deadline_seconds=deadline)
+        examination.case.probed_step = report.step
         return report.figures, report.left_out
     assert model is not None
     settings = examination.case.settings

@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from fledge.diagnosis import Case, Diagnosis
-from fledge.diagnosis.facts import TOKEN_KINDS, facts_of
+from fledge.diagnosis.facts import TOKEN_KINDS, end_of_loss, facts_of
 from fledge.diagnosis.rate_bands import rate_band
 from fledge.doctor.examination import Examination
 from fledge.doctor.sparkline import number
 from fledge.plan.bands import UPDATES_OF_EPOCH
 
 Verdict = Literal["supported", "refuted", "not supported", "cannot tell"]
-FALLS, RISES = -3.0, 3.0  # z of the trend in the last half of the log, from which the loss falls or rises
 WARMUPS = 3.0  # of its own length, after which a warm-up cannot be what holds the loss
 USUAL_WARMUP = (0.01, 0.1)  # share of all updates in published recipes
 NOISE_SCALES = (0.1, 3.0)  # batch ÷ gradient noise scale, between which a batch is neither wasteful nor noisy
@@ -134,9 +133,9 @@ def _epochs(examination: Examination) -> Guess:
         )  # fmt: skip
     if case.value("curve/validation_rise") and (case.value("curve/validation_rise_evaluations") or 0) >= 2:
         return Guess(change, "refuted", "the validation loss rises already")
-    if z <= FALLS:
+    state = end_of_loss(case)
+    if state == "falls":
         return Guess(change, "supported", f"the loss still falls: by {fall:.3g} nats in the last half of the log (z {z:.1f})")
-    state = "rises" if z >= RISES else "stands still"
     return Guess(
         change, "refuted", f"the loss {state} in the last half of the log (z {z:.1f}): more of the same changes nothing"
     )

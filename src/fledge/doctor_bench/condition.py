@@ -14,9 +14,9 @@ from fledge.doctor_bench.setup import RunSetup
 
 Prepare = Callable[[RunSetup, Any], None]
 Patch = Callable[[RunSetup, Any], AbstractContextManager[None]]
-Yardstick = Literal["clean loss", "logged evaluation", "step time", "memory", "always"]
+Yardstick = Literal["clean loss", "logged evaluation", "memory", "always"]
 """How the effect of a fault is measured: by the loss on clean held-out data; by how far the logged validation loss is from it;
-by the seconds of an update; by the growth of memory; or not at all, where the fault itself is the damage."""
+by the growth of memory; or not at all, where the fault itself is the damage."""
 
 
 def leave(setup: RunSetup, amount: Any) -> None:

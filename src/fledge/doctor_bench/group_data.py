@@ -23,10 +23,11 @@ CHARACTERS = 400  # of a paragraph of real text
 
 
 class Rows(NamedTuple):
-    """Rows for training and for validation, which have no prompt in common."""
+    """Rows for training, for validation, and for the yardstick of the bench, which have no prompt in common."""
 
     train: list[Row]
     validation: list[Row]
+    test: list[Row]
 
 
 def is_chinese(row: Row) -> bool:
@@ -51,11 +52,11 @@ def prompt_of(row: Row) -> str:
 
 
 def divided(rows: Sequence[Row], seed: int) -> Rows:
-    """Rows with different prompts in a random order, the first of them for validation."""
+    """Rows with different prompts in a random order, the first of them held out."""
     different = list({prompt_of(row): row for row in rows}.values())
     random.Random(seed).shuffle(different)
-    held = min(VALIDATION_ROWS, len(different) // 5)
-    return Rows(different[held:], different[:held])
+    held = min(VALIDATION_ROWS, len(different) // 8)
+    return Rows(different[2 * held :], different[:held], different[held : 2 * held])
 
 
 def world_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
@@ -138,15 +139,15 @@ SOURCES: dict[str, Callable[[int, str, Path], dict[str, Rows]]] = {"world": worl
 
 
 def write_group_data(source: str, seed: int, languages: str, folder: Path) -> None:
-    """Write `<name>.jsonl` and `<name>.validation.jsonl` of all kinds of rows of a group. Pairs with equal answers are left
-    out. Start models learn from rows of their own, `base` and `chat`; `prompts` are some conversations."""
+    """Write `<name>.jsonl`, `<name>.validation.jsonl` and `<name>.test.jsonl` of all kinds of rows of a group. Pairs with equal
+    answers are left out. Start models learn from rows of their own, `base` and `chat`; `prompts` are some conversations."""
     found = SOURCES[source](seed, languages, folder / "made")
     for name, start in START_ROWS.items():
         rows = found[name]
         own = min(OWN_ROWS[name], len(rows.train) // 2)
-        found |= {name: Rows(rows.train[:own], rows.validation), start: Rows(rows.train[own:], rows.validation)}
-    found["prompts"] = Rows(found["sft"].train[:PROMPTS], found["sft"].validation)
+        found |= {name: rows._replace(train=rows.train[:own]), start: rows._replace(train=rows.train[own:])}
+    found["prompts"] = found["sft"]._replace(train=found["sft"].train[:PROMPTS])
     for name, rows in found.items():
-        for split, suffix in ((rows.train, ""), (rows.validation, ".validation")):
+        for split, suffix in ((rows.train, ""), (rows.validation, ".validation"), (rows.test, ".test")):
             kept = [row for row in split if "chosen" not in row or row["chosen"] != row["rejected"]]
             write_rows(folder / f"{name}{suffix}.jsonl", kept)

@@ -27,7 +27,7 @@ class GroupFolder:
 
     def rows(self, name: str, split: str = "train") -> Path:
         """The file of rows of a split."""
-        return self.root / "data" / f"{name}{'' if split == 'train' else '.validation'}.jsonl"
+        return self.root / "data" / f"{name}{'' if split == 'train' else f'.{split}'}.jsonl"
 
     def tokenizer(self, is_encoder_decoder: bool = False) -> Path:
         """The folder of the group's tokenizer, with the template for one kind of model."""

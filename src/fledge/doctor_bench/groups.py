@@ -27,7 +27,7 @@ class Group:
     data_seed: int = 1
     languages: str = "zh+en"
     vocab_size: int = 800
-    start_steps: Mapping[str, int] = field(default_factory=lambda: {"base": 500, "half": 60, "chat": 300})
+    start_steps: Mapping[str, int] = field(default_factory=lambda: {"base": 500, "half": 150, "chat": 300})
 
 
 ONE_LANGUAGE = ("pretrain", "sft", "dpo", "grpo")
@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {**DECODER, "hidden_size": 32, "num_hidden_layers": 2, "i
 GROUPS: dict[str, Group] = {
     one.name: one
     for one in (
-        Group(name="quick", part="quick", model=TINY, shapes=("pretrain", "sft"), start_steps={"base": 120}),
+        Group(name="quick", part="quick", model=TINY, shapes=("pretrain", "sft"), start_steps={"base": 100, "half": 40}),
         Group(name="dev", part="dev", model=SMALL, shapes=DECODER_SHAPES),
         Group(name="size", part="held-out", model=LARGER, shapes=DECODER_SHAPES, data_seed=2),
         Group(name="data", part="held-out", model=MIDDLE, shapes=("pretrain", "sft", "lora", "dpo"), source="real"),

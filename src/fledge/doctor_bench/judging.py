@@ -91,20 +91,21 @@ def _judged(record: CaseRecord, log: TrainingLog) -> Judgement:
     everything = {**data, **record.figures.get("last", start)}
     verdicts = {"curves": _verdict(log, {}), "full": _verdict(log, everything)}
     if start or record.case.is_fault is False:
-        verdicts["before"] = _verdict(_prefix(log, -1), {**data, **start})
-        verdicts["within 20 steps"] = _verdict(_prefix(log, 20), {**data, **start})
+        verdicts["before"] = _verdict(_prefix(log, -1), {**data, **start}, 0)
+        verdicts["within 20 steps"] = _verdict(_prefix(log, 20), {**data, **start}, 0)
     steps = None
     if verdicts.get("before", _verdict(_prefix(log, -1), data)).is_alarm:
         steps = 0
     elif verdicts["full"].is_alarm:
         ends = _last_step(log)
         early = {**data, **start}
-        steps = next((step for step in PREFIXES if step < ends and _verdict(_prefix(log, step), early).is_alarm), ends)
+        steps = next((step for step in PREFIXES if step < ends and _verdict(_prefix(log, step), early, 0).is_alarm), ends)
     return Judgement(key=record.key, verdicts=verdicts, steps=steps)
 
 
-def _verdict(log: TrainingLog, figures: Figures) -> Verdict:
-    return Verdict.of(diagnose(Case(log=log, figures=dict(figures))))
+def _verdict(log: TrainingLog, figures: Figures, probed_step: int | None = None) -> Verdict:
+    """`probed_step`: see `Case`; 0: the figures of probes are those of the start weights."""
+    return Verdict.of(diagnose(Case(log=log, figures=dict(figures), probed_step=probed_step)))
 
 
 def _log(folder: Path, record: CaseRecord) -> TrainingLog:

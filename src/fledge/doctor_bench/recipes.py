@@ -13,8 +13,8 @@ RUNTIME: dict[str, Any] = {"threads": 1, "compile": False, "precision": "fp32", 
 NO_CLEANING: dict[str, Any] = {"exact_duplicates": False, "decontaminate": False, "min_tokens": 0}
 """The rows of a group are clean. What a condition spoils in them is not to be mended."""
 
-EVALUATIONS, CHECKPOINTS, KEEP = 6, 2, 1000  # of a stage, besides the start; all checkpoints are kept
-VALIDATION_PACKED_ROWS = 16
+EVALUATIONS, CHECKPOINTS, KEEP = 5, 2, 1000  # of a stage, besides the start; all checkpoints are kept
+VALIDATION_PACKED_ROWS = 32
 
 
 def healthy_setup(group: GroupFolder, shape_name: str, seed: int, folder: Path) -> RunSetup:

@@ -137,11 +137,14 @@ def _rate(values: Sequence[bool]) -> Rate:
 
 
 def _category_f1(faulty: Sequence[Scored], healthy: Sequence[Scored]) -> float | None:
-    """The mean over categories of the F1 score of the category of the named cause."""
+    """The mean over categories of the F1 score of the category of the named cause. A right name counts as one of the fault's
+    own category: a batch with too few updates is one of duration, too."""
     true, said, right = Counter(), Counter(), Counter()
     for one in (*faulty, *healthy):
         category = FAULTS[one.name].category if one.judgement.case.is_fault else None
         named = None if one.verdict.first is None else one.verdict.first["category"]
+        if category is not None and one.is_right:
+            named = category
         true[category] += 1
         said[named] += 1
         right[category] += category == named

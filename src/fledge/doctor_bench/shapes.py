@@ -45,7 +45,7 @@ GRPO: dict[str, Any] = {
 SHAPES: dict[str, Shape] = {
     "pretrain": Shape(kind="pretrain", rows="pretrain", steps=100),
     "moe": Shape(kind="pretrain", rows="pretrain", steps=60, model={"moe": EXPERTS}),
-    "sft": Shape(kind="sft", rows="sft", steps=60, start="base"),
+    "sft": Shape(kind="sft", rows="sft", steps=60, start="half"),
     "lora": Shape(kind="sft", rows="sft", steps=60, start="half", stage={"adapter": LORA}),
     "dpo": Shape(kind="preference", rows="preference", steps=40, start="chat", micro_batch_rows=2, stage=PREFERENCE),
     "kto": Shape(kind="kto", rows="kto", steps=40, start="chat", stage={"beta": 0.1}),
@@ -55,5 +55,5 @@ SHAPES: dict[str, Shape] = {
     ),
     "seq2seq": Shape(kind="sft", rows="sft", steps=60, rate=5e-3, is_encoder_decoder=True),
 }
-"""`base`: pretrained on the group's texts; `chat`: then tuned on its conversations; `half`: tuned for a short while, so that
-the ends of turns are known, whose embedding an adapter does not train."""
+"""`base`: pretrained on the group's texts; `chat`: then tuned on its conversations; `half`: tuned for half as long,
+so that the ends of turns are known, whose embedding an adapter does not train."""

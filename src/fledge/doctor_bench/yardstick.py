@@ -3,7 +3,8 @@
 The loss is that of the healthy stage's own objective on held-out rows as a healthy run builds them, with the start model as
 the reference where there is one; of stages on preferences, the loss of the tokens of the preferred answers is added to it,
 because pairs can be told apart by a model that has forgotten how to write. Of a stage on rewards it is minus the mean reward of
-greedy answers.
+greedy answers, and for the same reason the loss of the tokens of the rows' own answers is added. The rows are held out from the
+runs altogether: what they validate on may be a part of the fault.
 """
 
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Yardstick:
     @classmethod
     def of(cls, healthy: RunSetup) -> "Yardstick":
         """The yardstick of a healthy run. Raises FledgeError if its data cannot be built."""
+        validation = Path(healthy.stage["data"]["validation"])
+        healthy.stage["data"]["validation"] = str(validation.with_name(validation.name.replace(".validation.", ".test.")))
         recipe, name = recipe_from_dict(healthy.recipe), healthy.stage_name
         preparation = Preparation(recipe, silent)
         tokenizer = preparation.tokenizer()
@@ -59,11 +62,11 @@ class Yardstick:
     def loss(self, folder: Path) -> float:
         """The loss of the model in a directory. Raises FledgeError if it cannot be loaded."""
         model = load_model(folder, self.recipe.model.implementation, purpose="any", finite=False)
-        if isinstance(self.stage, PolicySettings):
-            return -self._reward(model)
         context = ObjectiveContext(stage=self.stage, data=self.data, split="validation", reference=self._reference)
         metrics = validate(model, ValidationSet(self.data, build_objective(context), ROWS), MICRO_BATCH)
         loss = float(metrics["loss"])
+        if isinstance(self.stage, PolicySettings):
+            return loss - self._reward(model)
         return loss + log(metrics["perplexity"]) if isinstance(self.stage, ReferenceSettings) else loss
 
     def _reference(self, data: PackedDataset, split: str) -> LanguageModel:

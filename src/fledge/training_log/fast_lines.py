@@ -16,11 +16,12 @@ MOST_FORMS = 20_000
 
 @dataclass
 class _Form:
-    """A form of lines. `places`: column → which number of the line it is, and its factor. `agreed`: lines on which this and the
-    full reading gave the same; `used`: lines that were read by it."""
+    """A form of lines. `places`: column → which number of the line it is, and its factor; the factor is None while the number
+    was always 0, of which it cannot be told. `agreed`: lines on which this and the full reading gave the same; `used`: lines
+    that were read by it."""
 
     figures: LineFigures
-    places: dict[str, tuple[int, float]] | None = None
+    places: dict[str, tuple[int, float | None]] | None = None
     agreed: int = 0
     used: int = 0
     wrong: bool = False
@@ -50,11 +51,14 @@ class LineReader:
             return found
         if form.wrong or form.places is None:
             return self._learn_again(form, line, tokens)
+        fast = _by_places(form, tokens)
+        if fast is None:
+            return self._learn_again(form, line, tokens)
         if form.agreed >= CHECKED and form.used % CHECK_EVERY:
             form.used += 1
-            return _by_places(form, tokens)
+            return fast
         found = read_line(line, self.wanted)
-        if _by_places(form, tokens) == found:
+        if fast == found:
             form.agreed += 1
             form.used += 1
         else:
@@ -69,21 +73,21 @@ class LineReader:
         return found
 
 
-def _places(found: LineFigures, tokens: list[str]) -> dict[str, tuple[int, float]] | None:
+def _places(found: LineFigures, tokens: list[str]) -> dict[str, tuple[int, float | None]] | None:
     """Which number of the line each figure is; None where that cannot be told from this line."""
-    places: dict[str, tuple[int, float]] = {}
+    places: dict[str, tuple[int, float | None]] = {}
     numbers = [plain_number(token) for token in tokens]
     after = 0
     for name, values in found.values.items():
         counts, value = name.startswith("axis/"), values[0]
-        if len(values) > 1 or (value == 0 and not counts):  # the factor of a 0 cannot be told
+        if len(values) > 1:
             return None
         order = [*range(after, len(numbers)), *range(after)]
-        factors = (1.0,) if counts else FACTOR_VALUES
+        factors = (1.0,) if counts or value == 0 else FACTOR_VALUES
         place = next(((at, factor) for factor in factors for at in order if _is(numbers[at], factor, value)), None)
         if place is None:
             return None
-        places[name] = place
+        places[name] = place if counts or value != 0 else (place[0], None)
         after = place[0] + 1
     return places
 
@@ -92,12 +96,15 @@ def _is(number: float | None, factor: float, value: float) -> bool:
     return number is not None and (number if factor == 1.0 else number * factor) == value
 
 
-def _by_places(form: _Form, tokens: list[str]) -> LineFigures:
+def _by_places(form: _Form, tokens: list[str]) -> LineFigures | None:
+    """The figures of a line of this form; None if a number is above 0 for the first time, so that its factor is not known."""
     assert form.places is not None
     values: dict[str, tuple[float, ...]] = {}
     for name, (at, factor) in form.places.items():
         token = tokens[at]
         number = float(token.replace(",", "") if "," in token else token)
-        values[name] = (number if factor == 1.0 else number * factor,)
+        if factor is None and number != 0:
+            return None
+        values[name] = (number if factor is None or factor == 1.0 else number * factor,)
     figures = form.figures
     return LineFigures(values, figures.measures, figures.is_record, figures.missing)

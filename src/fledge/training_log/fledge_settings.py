@@ -50,6 +50,7 @@ OTHER_KEYS = (
     ("schedule", "div_factor"), ("ema", "decay"), ("evaluation", "every_steps"), ("optimizer", "betas"), ("init_from",),
     ("select_checkpoint",), ("precompute_ref_log_probs",), ("adapter", "lora_alpha"), ("adapter", "peft_type"),
     ("rollout", "updates_per_rollout"), ("batch", "warmup"), ("scale_rewards",), ("data", "train_on_turns"),
+    ("sft_loss_weight",),
 )  # fmt: skip
 NUMBERS = frozenset(
     ("learning_rate", "min_learning_rate", "weight_decay", "max_grad_norm", "micro_batch_rows", "accumulation_steps",
@@ -57,6 +58,8 @@ NUMBERS = frozenset(
      "warmup_steps", "steps", "epochs", "parameters", "tokens", "target_tokens")
 )  # fmt: skip
 PREFIX = "PREFIX_TUNING"
+MODEL_KEYS = ("tie_word_embeddings", "num_hidden_layers", "num_experts", "max_position_embeddings")
+"""Keys of a model's config.json that checks ask for."""
 
 
 def recipe_tree(run: Path) -> dict[str, Any]:
@@ -233,7 +236,7 @@ def _of_model(folder: Path) -> TrainingSettings:
         found: dict[str, Any] = {
             name: float(config[key]) for name, keys in names.items() for key in keys if isinstance(config.get(key), int)
         }
-        other = {key: config[key] for key in ("tie_word_embeddings", "num_hidden_layers", "num_experts") if key in config}
+        other = {key: config[key] for key in MODEL_KEYS if key in config}
         return _with_origin(TrainingSettings(**found, other=other), "config.json of a checkpoint")
     return TrainingSettings()
 

@@ -11,6 +11,7 @@ from fledge.run.file_kinds import kind_of_content
 from fledge.run.input_files import check_input_file
 
 MAX_BYTES = 2**30
+CHUNK = 2**20
 GZIP = b"\x1f\x8b"
 BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -31,7 +32,9 @@ def read_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             packed = file.read(2) == GZIP
         with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = bytearray()  # grows with the file: one read of the largest size would ask for all of it
+            while len(content) <= MAX_BYTES and (part := file.read(CHUNK)):
+                content += part
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
             raise FledgeError(
@@ -40,7 +43,7 @@ def read_bytes(path: Path) -> bytes:
         raise FledgeError(f"cannot read: {error.strerror or error}", where=str(path)) from None
     if len(content) > MAX_BYTES:
         raise FledgeError("this file is too large for a log: more than 1 GiB", where=str(path), hint="name a part of it")
-    return content
+    return bytes(content)
 
 
 def looks_binary(content: bytes) -> bool:

@@ -1,8 +1,10 @@
 """What is wrong with the answers of a model: told as causes where nothing nearer the root explains them."""
 
+import math
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
-from fledge.diagnosis.causes.signs import above, at_most, below, number, sign, updates
+from fledge.diagnosis.causes.signs import above, at_most, below, number, probed_updates, sign
 from fledge.diagnosis.thresholds import threshold
 from fledge.findings import Confidence
 
@@ -27,9 +29,18 @@ def _limit(name: str) -> float:
 
 def _of_a_trained_model(case: Case, confidence: Confidence | None) -> Confidence | None:
     """A confidence, weakened where the log covers too few updates for answers to be good."""
-    done = updates(case)
+    done = probed_updates(case)
     is_short = done is not None and done < _limit("enough_updates")
     return at_most("possible", confidence) if is_short else confidence
+
+
+def _ends_are_learned_too(case: Case) -> bool:
+    """Whether ends are taught, and about as likely as the other tokens of answers: the model has learned little of either."""
+    probability, loss = number(case, "probe/end_probability"), number(case, "probe/answer_loss")
+    taught = [number(case, f"data/ends_{name}") for name in ("present", "supervised")]
+    if probability is None or loss is None or any(one is None or one < _limit("ends_taught") for one in taught):
+        return False
+    return probability >= _limit("ends_beside_others") * math.exp(-loss)
 
 
 def never_end(case: Case) -> Sign | None:
@@ -38,6 +49,8 @@ def never_end(case: Case) -> Sign | None:
     confidence = _of_a_trained_model(case, below("answers", "ended", ended))
     if ended is None or confidence is None or (probability is not None and probability >= _limit("end_probability")):
         return None
+    if _ends_are_learned_too(case):
+        confidence = "possible"
     known = "" if probability is None else f"; where answers end, the end token has a probability of {probability:.3f}"
     return sign(
         NEVER_END,
@@ -65,6 +78,8 @@ def cut(case: Case) -> Sign | None:
     """Few sampled answers end themselves, though the model knows where answers end."""
     ended, probability = number(case, "probe/ended"), number(case, "probe/end_probability")
     confidence = at_most("likely", below("answers", "ended", ended))
+    if (number(case, "data/answer_tokens") or 0.0) > _limit("long_answers"):
+        confidence = at_most("possible", confidence)  # the doctor itself samples no more tokens
     if ended is None or confidence is None or probability is None or probability < _limit("end_probability"):
         return None
     return sign(
@@ -137,9 +152,11 @@ def greedy(case: Case) -> Sign | None:
     share, sampled = number(case, "probe/greedy_repetition"), number(case, "probe/repetition")
     if share is None or sampled is None or sampled > _limit("sampled_repetition"):
         return None
-    confidence = above("answers", "greedy_repetition", share)
+    confidence = _of_a_trained_model(case, above("answers", "greedy_repetition", share))
     if confidence is None:
         return None
+    if below("answers", "ended", number(case, "probe/ended")) is not None:
+        confidence = "possible"  # what has not learned to end loops in any way of decoding
     return sign(
         GREEDY,
         confidence,
@@ -223,6 +240,7 @@ CAUSES = (
         explains=frozenset({LOOPS, "answers cut", "completions truncated"}),
         needs=("probe/ended",),
         rank=75,
+        is_effect=True,
     ),
     Cause(
         name=CUT,
@@ -231,6 +249,7 @@ CAUSES = (
         kinds=ANSWERED,
         needs=("probe/ended", "probe/end_probability"),
         rank=78,
+        is_effect=True,
     ),
     Cause(
         name=PARROT,
@@ -239,6 +258,7 @@ CAUSES = (
         kinds=ANSWERED,
         needs=("probe/prompt_copy",),
         rank=76,
+        is_effect=True,
     ),
     Cause(
         name=LOOPS,
@@ -248,6 +268,7 @@ CAUSES = (
         explains=frozenset({GREEDY}),
         needs=("probe/repetition",),
         rank=77,
+        is_effect=True,
     ),
     Cause(
         name=GREEDY,
@@ -265,6 +286,7 @@ CAUSES = (
         kinds=ANSWERED,
         needs=("probe/equal_answers",),
         rank=76,
+        is_effect=True,
     ),
     Cause(
         name=FORGETTING,
@@ -283,6 +305,7 @@ CAUSES = (
         explains=frozenset({ONE_ANSWER}),
         needs=("probe/identity_answers",),
         rank=73,
+        is_effect=True,
     ),
 )
 """The causes in answers."""

@@ -1,9 +1,11 @@
 """Causes in the data itself: copies, sources, order, cuts, and how much there is."""
 
+from typing import Any
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.consequences import BREAKS, BY_HEART, NO_ENDS
-from fledge.diagnosis.causes.signs import above, at_most, below, number, other_setting, patch, sign, strongest
+from fledge.diagnosis.causes.signs import above, as_number, at_most, below, number, other_setting, patch, sign, strongest
 from fledge.diagnosis.thresholds import threshold
 
 ANSWERED = frozenset({"sft", "preference", "kto"})
@@ -102,20 +104,30 @@ def identity(case: Case) -> Sign | None:
 def not_shuffled(case: Case) -> Sign | None:
     """Neighbours in training order are alike in length or source, far beyond chance."""
     correlation, errors = number(case, "data/order_correlation"), number(case, "data/order_z")
-    if correlation is None or errors is None or errors < _limit("order_z"):
+    in_file = number(case, "data/file_order_correlation")
+    if correlation is None or errors is None:
         return None
-    confidence = above("data", "order", correlation)
+    confidence = above("data", "order", correlation) if errors >= _limit("order_z") else None
+    what = (
+        f"examples that follow each other are alike: the correlation of neighbours in length or source is {correlation:.2f}, "
+        f"{errors:.0f} standard deviations from that of a shuffled order"
+    )
+    if confidence is None and (confidence := above("data", "file_order", in_file)) is not None:
+        what = f"examples are read in the order of their files: the correlation of both orders is {in_file:.2f}"
     if confidence is None:
         return None
     is_meant = bool(other_setting(case, "group_by_length", "curriculum"))
     return sign(
         NOT_SHUFFLED,
         "possible" if is_meant else confidence,
-        f"examples that follow each other are alike: the correlation of neighbours in length or source is {correlation:.2f}, "
-        f"{errors:.0f} standard deviations from that of a shuffled order",
+        what,
         severity="info" if is_meant else "error",
         hint="shuffle the rows before training, over all files and sources, anew in each epoch",
-        evidence={"data/order_correlation": correlation, "data/order_z": errors},
+        evidence={
+            "data/order_correlation": correlation,
+            "data/order_z": errors,
+            "data/file_order_correlation": in_file,
+        },
         alternatives={"rows are grouped by length, as set": "the settings of the sampler"} if is_meant else {},
         proof="train the same rows in a shuffled order: the loss must be smoother and the validation loss lower",
     )
@@ -173,9 +185,23 @@ def cut_answers(case: Case) -> Sign | None:
         f"{share:.1%} of the examples are cut to {to}{lost}",
         hint="raise the longest sequence (max_seq_len, max_length, cutoff_len), or leave long examples out",
         evidence={"data/truncated_share": share, "data/ends_present": ends, "context": context},
-        patch=None if context is None else patch(case, data__max_seq_len=2 * int(context)),
+        patch=_longer_context(case),
         proof="train with a context in which nine of ten examples fit and count the sampled answers that end themselves",
     )
+
+
+def _longer_context(case: Case) -> dict[str, Any] | None:
+    """Twice the context, or as much of it as the model has positions for; fresh weights can have more. None where trained
+    weights have no more."""
+    context, positions = case.settings.context, as_number(other_setting(case, "max_position_embeddings"))
+    if context is None:
+        return None
+    wanted = 2 * int(context)
+    if positions is None or wanted <= positions:
+        return patch(case, data__max_seq_len=wanted)
+    if case.settings.initial == "fresh":
+        return {**(patch(case, data__max_seq_len=wanted) or {}), "model.max_position_embeddings": wanted}
+    return patch(case, data__max_seq_len=int(positions)) if positions > context else None
 
 
 def outside(case: Case) -> Sign | None:
@@ -251,9 +277,9 @@ CAUSES = (
         category="data",
         find=equal_answers,
         kinds=ANSWERED,
-        explains=frozenset({"loss near zero", "same answer to everything"}),
+        explains=frozenset({DUPLICATED, "loss near zero", "same answer to everything"}),
         needs=("data/largest_answer_share",),
-        rank=28,
+        rank=21,
     ),
     Cause(
         name=OVERLAP,

@@ -6,6 +6,7 @@ from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.matching import matching
 from fledge.diagnosis.causes.signs import patch, sign, span
+from fledge.diagnosis.facts import end_of_loss
 from fledge.diagnosis.thresholds import threshold
 
 SHORT, LONG, REPEATED = "trained too short", "too many epochs", "repeated data learned by heart"
@@ -23,7 +24,7 @@ def short(case: Case) -> Sign | None:
     late, level, z = case.value("curve/late_fall"), case.value("curve/last_loss"), case.value("curve/late_z")
     if late is None or not level or z is None or not steps or not case.value("plan/is_done"):
         return None
-    falls = z <= -_limit("falls_z") and late >= _limit("falls_share") * level
+    falls = end_of_loss(case) == "falls" and late >= _limit("falls_share") * level
     symptoms = matching(case, HIGH)
     is_starved = per_parameter is not None and per_parameter < _limit("tokens_per_parameter")
     is_high = (case.value("plan/last_loss_share") or 0.0) >= _limit("starved_share")

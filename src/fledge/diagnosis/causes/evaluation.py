@@ -4,7 +4,7 @@ import math
 
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
-from fledge.diagnosis.causes.signs import sign, span
+from fledge.diagnosis.causes.signs import number, other_setting, sign, span
 from fledge.diagnosis.facts import TOKEN_KINDS
 from fledge.diagnosis.thresholds import threshold
 
@@ -96,10 +96,12 @@ def summed(case: Case) -> Sign | None:
     """A training loss that is a multiple of what it can be: a sum over micro-batches instead of their mean, or the inverse."""
     times, found = case.settings.accumulation_steps, None
     if case.kind in TOKEN_KINDS and case.value("curve/loss_is_level"):
-        found = _against_validation(case) or _against_vocabulary(case)
+        measured = _measured(case)
+        found = _against_measured(*measured) if measured else _against_validation(case) or _against_vocabulary(case)
     if found is None:
         return None
     factor, what = found
+    is_measured = _measured(case) is not None
     fits = times is not None and times > 1 and abs(math.log(factor / times)) <= _limit("fit")
     inverse = times is not None and times > 1 and abs(math.log(factor * times)) <= _limit("fit")
     if not fits and not inverse and times is not None:
@@ -109,7 +111,7 @@ def summed(case: Case) -> Sign | None:
     known = f", and an update has {times:.0f} micro-batches" if times else ""
     return sign(
         SUMMED,
-        "likely" if fits or inverse else "possible",
+        "likely" if fits or (inverse and is_measured and case.probed_step == 0) else "possible",
         f"the logged training loss is {factor:.2f} times {what}{known}: it is {'divided by' if inverse else 'summed over'} "
         "them",
         hint="divide the logged loss by the number of micro-batches, and look whether the gradient is added up in the same way",
@@ -119,6 +121,29 @@ def summed(case: Case) -> Sign | None:
         alternatives={"accumulation normalised wrongly": "probe/accumulation_ratio"},
         steps=span(case.log.get("train/loss")),
     )
+
+
+def _measured(case: Case) -> tuple[float, float] | None:
+    """The loss of training rows by the doctor's own code and the logged one of the same weights: of the last ones, or of those
+    before the first update. None where both may differ: dropout and smoothed targets are in the logged one alone, and rows that
+    are known by heart are worse known when they are logged."""
+    measured, last, at = number(case, "probe/training_loss"), case.value("curve/last_step"), case.probed_step
+    is_other = case.settings.dropout or other_setting(case, "label_smoothing", "label_smoothing_factor")
+    if measured is None or measured < _limit("least_measured") or is_other or not last:
+        return None
+    if at == 0:
+        losses = case.log.get("train/loss")
+        is_first = losses is not None and losses.steps[0] <= 1
+        return (measured, float(losses.values[0])) if losses is not None and is_first else None
+    is_last = case.value("plan/is_done") if at is None else at >= _limit("same_weights") * last
+    logged = case.value("curve/last_loss")
+    return (measured, logged) if is_last and logged else None
+
+
+def _against_measured(measured: float, logged: float) -> tuple[float, str] | None:
+    factor = logged / measured
+    is_off = factor > 0 and abs(math.log(factor)) >= _limit("ratio")
+    return (factor, "the loss of training rows, measured again,") if is_off else None
 
 
 def _against_validation(case: Case) -> tuple[float, str] | None:

@@ -60,7 +60,7 @@ def growing(case: Case) -> Sign | None:
         return None
     return sign(
         GROWING,
-        "likely" if share >= _limit("memory_growth_likely") else "possible",
+        "likely" if share >= _limit("memory_growth_likely") or steady >= _limit("memory_very_steady") else "possible",
         f"memory grew steadily by {growth / 2**20:,.0f} MiB ({share:.0%}) after the first part of the run",
         hint="look for losses or batches that are kept with their graph (use .item()), and for caches without a limit",
         proof="train as many updates again: memory grows by as much again",
@@ -108,18 +108,25 @@ def stopped(case: Case) -> Sign | None:
 
 
 def resumed(case: Case) -> Sign | None:
-    """A loss that jumps up where a process went on with the run."""
-    jump, level = case.value("curve/resume_jump"), None
+    """A loss that jumps up where a process went on with the run, or gradients and updates that do."""
+    jump, restored = case.value("curve/resume_jump"), case.value("probe/restored_state")
+    if restored is not None and restored < _limit("restored"):
+        return _not_restored(case, restored)
     if jump is None:
         return None
-    level = jump["level"]
-    if jump["z"] < _limit("jump_z") or jump["size"] < max(_limit("jump_share") * abs(level), _limit("jump_nats")):
+    level, gradient, updates = jump["level"], jump.get("gradient_z", 0.0), jump.get("update_factor", 0.0)
+    jumps = jump["z"] >= _limit("jump_z") and jump["size"] >= max(_limit("jump_share") * abs(level), _limit("jump_nats"))
+    begins_anew = gradient >= _limit("gradient_z") and updates >= _limit("update_factor")
+    if not jumps and not begins_anew and gradient < _limit("gradient_z_alone"):
         return None
+    says = [f"the loss jumps by {jump['size']:.3f} from {level:.3f}"] if jumps else []
+    says += ["gradients are larger than before"] if gradient >= _limit("gradient_z") else []
+    says += [f"updates are {updates:.1f} times as large"] if updates >= _limit("update_factor") else []
     return sign(
         RESUMED,
-        "likely",
-        f"at step {jump['step']:,.0f}, where the run went on, the loss jumps by {jump['size']:.3f} from {level:.3f}: the state "
-        "of the optimizer, the schedule or the weights did not come back as it was",
+        "likely" if jumps or begins_anew else "possible",
+        f"at step {jump['step']:,.0f}, where the run went on, {' and '.join(says)}: the state of the optimizer, the schedule "
+        "or the weights did not come back as it was",
         hint="save and load optimizer, schedule and step with the weights, and in their full precision",
         proof="resume from one checkpoint twice and compare the losses with those of a run that was not interrupted",
         evidence=dict(jump),
@@ -129,9 +136,25 @@ def resumed(case: Case) -> Sign | None:
     )
 
 
+def _not_restored(case: Case, share: float) -> Sign:
+    """The trainer's own restoring of a checkpoint that brings back only a share of the optimizers' state."""
+    jump, resumes = case.value("curve/resume_jump"), case.value("curve/resumes")
+    went_on = f"; the run went on {resumes:,.0f} times" if resumes else ""
+    return sign(
+        RESUMED,
+        "certain",
+        f"restoring a checkpoint brings back only {share:.0%} of the saved state of the optimizers{went_on}",
+        hint="load the state of each optimizer after it was made, under the names under which it was saved",
+        proof="restore a checkpoint and compare the moments of each tensor with those of the file: they must be equal",
+        evidence={"restored_share": share, "resumes": resumes, "jump": jump},
+        severity="error" if resumes else "warning",
+        steps=None if jump is None else (float(jump["step"]) - 20, float(jump["step"]) + 20),
+    )
+
+
 CAUSES = (
     Cause(name=OUT_OF_MEMORY, category="machine", find=out_of_memory, rank=30, setting=True, explains=frozenset({STOPPED})),
-    Cause(name=RESUMED, category="machine", find=resumed, rank=34,
+    Cause(name=RESUMED, category="machine", find=resumed, rank=34, needs=("probe/restored_state",),
           explains=frozenset({"loss spikes", "divergence", "oscillation", "learning rate not as planned"})),
     Cause(name=GROWING, category="machine", find=growing, rank=60, needs=("system/memory_bytes",),
           explains=frozenset({"slow training", "updates become slower", OUT_OF_MEMORY})),
@@ -139,6 +162,6 @@ CAUSES = (
           explains=frozenset({"slow training", SLOWER})),
     Cause(name=SLOWER, category="machine", find=slower, rank=64, needs=("system/step_seconds",),
           explains=frozenset({"slow training"})),
-    Cause(name=STOPPED, category="machine", find=stopped, rank=80),
+    Cause(name=STOPPED, category="machine", find=stopped, rank=80, is_effect=True),
 )  # fmt: skip
 """The causes in the machine."""

@@ -3,11 +3,25 @@
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.consequences import FAULTY_ANSWERS, LEARNS_LITTLE, STANDS_STILL
-from fledge.diagnosis.causes.signs import above, below, count, late_level, number, other_setting, sign, span, strongest, updates
+from fledge.diagnosis.causes.signs import (
+    above,
+    below,
+    count,
+    late_level,
+    number,
+    other_setting,
+    probed_updates,
+    sign,
+    span,
+    strongest,
+    updates,
+)
 from fledge.diagnosis.thresholds import threshold
 from fledge.findings import Confidence
 
 ADAPTERS = ("lora", "qlora")
+TEXTS = ("chat_template", "tokenizer_config", "generation_config")
+"""Files of a checkpoint that people edit: a change of them alone is another template rather than a damage."""
 
 FROZEN = "tensors that do not learn"
 IDLE_ADAPTER = "adapter never updates"
@@ -58,7 +72,7 @@ def frozen(case: Case) -> Sign | None:
         what = f"{missing[0]} tensors that are to be trained are in no optimizer{_listed(missing[1])}"
     elif unchanged is not None and unchanged[0] > 0:
         what = f"one update leaves {unchanged[0]} tensors unchanged that are to be trained{_listed(unchanged[1])}"
-    elif unmoved is not None and unmoved[0] > 0 and (updates(case) or 0) >= _limit("enough_updates"):
+    elif unmoved is not None and unmoved[0] > 0 and (probed_updates(case) or 0) >= _limit("enough_updates"):
         what = f"{unmoved[0]} tensors that are to be trained are as they were at the start{_listed(unmoved[1])}"
     elif still:
         what = f"the updates of {', '.join(still)} are 0 in the whole log, and those of others are not"
@@ -103,7 +117,7 @@ def idle_adapter(case: Case) -> Sign | None:
     """The second matrices of an adapter are 0 after many updates, or one update leaves them as they are."""
     if case.settings.method not in (None, *ADAPTERS):
         return None
-    norm, done = number(case, "probe/adapter_b_norm"), updates(case) or 0
+    norm, done = number(case, "probe/adapter_b_norm"), probed_updates(case) or 0
     unchanged = count(case, "probe/unchanged_tensors")
     still = [one for one in unchanged[1] if "lora_B" in one] if unchanged is not None else []
     is_zero = norm is not None and abs(norm) <= _limit("adapter_norm") and done >= _limit("adapter_updates")
@@ -261,7 +275,8 @@ def experts(case: Case) -> Sign | None:
     dead, load = number(case, "probe/dead_experts"), number(case, "probe/expert_load")
     least, most = late_level(case, "router/min_load"), late_level(case, "router/max_load")
     early = (updates(case) or 0) < _limit("router_updates")
-    probed = above("model", "dead_experts", dead)
+    is_start = (probed_updates(case) or 0) < _limit("router_updates")
+    probed = None if is_start else above("model", "dead_experts", dead)
     watched = None if least is None or most is None or most < _limit("busiest") else below("model", "idlest", least)
     confidence = strongest(probed, watched)
     if confidence is None or early:
@@ -293,10 +308,14 @@ def damaged(case: Case) -> Sign | None:
     found = count(case, "probe/files_damaged")
     if found is None or found[0] == 0:
         return None
+    is_text = bool(found[1]) and all(any(one in name for one in TEXTS) for name in found[1])
+    what = f"{found[0]} files of checkpoints are damaged{_listed(found[1])}"
+    if is_text:
+        what = f"{found[0]} files of templates and tokenizers are not as they were saved{_listed(found[1])}"
     return sign(
         DAMAGED,
-        "certain",
-        f"{found[0]} files of checkpoints are damaged{_listed(found[1])}",
+        "likely" if is_text else "certain",
+        what,
         hint="go on from an older checkpoint that is whole; look for a full disk, a copy that was broken off, or a killed "
         "process",
         evidence={"probe/files_damaged": list(found[1]) or found[0]},
@@ -356,9 +375,9 @@ CAUSES = (
         name=DOCUMENTS,
         category="model",
         find=documents,
-        explains=frozenset({"logged loss is wrong", "high level"}),
+        explains=frozenset({"logged loss is wrong", "high level", "wrong reference"}),
         needs=("probe/document_leak",),
-        rank=17,
+        rank=4,
     ),
     Cause(
         name=PADDING,

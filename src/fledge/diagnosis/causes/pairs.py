@@ -1,5 +1,7 @@
 """Causes in the pairs of preferences, and in what the model gives up for them."""
 
+from dataclasses import replace
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.consequences import LEARNS_LITTLE
@@ -50,6 +52,7 @@ def swapped(case: Case) -> Sign | None:
     ):
         found = "likely", f"only {right:.1%} of the pairs are right at the end of the log, and the margin is {margins:+.3f}"
     elif wrong is None and (sure := above("preferences", "start_prefers", start)) is not None:
+        sure = "likely" if sure == "possible" and _follows_length_without_rule(case) else sure
         found = sure, f"the start model finds the rejected answers likelier by {start:.2f} nats/token"
     if found is None:
         return None
@@ -69,6 +72,16 @@ def swapped(case: Case) -> Sign | None:
         alternatives={"rejected answers are the model's own": "where the pairs come from"} if found[0] != "certain" else {},
         steps=span(accuracy),
     )
+
+
+def _follows_length_without_rule(case: Case) -> bool:
+    """Whether rewards follow the length of answers, though pairs were not chosen by it: what swapped pairs do whose better
+    answers are the shorter ones."""
+    longer = number(case, "data/chosen_longer_text")
+    longer = number(case, "data/chosen_longer") if longer is None else longer
+    is_rule = longer is None or above("preferences", "chosen_longer", longer) is not None
+    bias = None if is_rule else length_bias(case)
+    return bias is not None and bias.finding.confidence != "possible"
 
 
 def displaced(case: Case) -> Sign | None:
@@ -131,7 +144,7 @@ def length_bias(case: Case) -> Sign | None:
         told.append(f"by its characters in {texts:.1%} of those read again, as if chosen by length")
     if confidence is None:
         return None
-    return sign(
+    found = sign(
         LENGTH,
         confidence,
         f"length may be learned in place of quality: {', and '.join(told)}",
@@ -146,6 +159,9 @@ def length_bias(case: Case) -> Sign | None:
         severity="warning",
         steps=span(case.log.get("train/length_correlation")),
     )
+    if above("preferences", "chosen_longer_text", texts) is not None:
+        return found
+    return replace(found, strength=_limit("weaker") * found.strength)  # swapped pairs have longer chosen answers too
 
 
 def bad_pairs(case: Case) -> Sign | None:
@@ -172,7 +188,7 @@ PAIRS = (
         category="preferences",
         find=swapped,
         kinds=COMPARED | RELATIVE,
-        explains=frozenset({DISPLACED, "accuracy below a half", "margins flat"}),
+        explains=frozenset({DISPLACED, LENGTH, "accuracy below a half", "margins flat"}),
         rank=7,
     ),
     Cause(

@@ -1,5 +1,7 @@
 """Causes in the arithmetic: overflow of fp16, and numbers that are none."""
 
+import math
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.matching import matching
@@ -15,11 +17,11 @@ def _limit(name: str) -> float:
 
 
 def _uses_fp16(case: Case) -> bool | None:
-    """Whether the run computes in fp16: as it says, or since it scales its loss."""
-    precision = case.settings.precision
-    if precision is not None:
-        return "16" in precision and "bf" not in precision.lower()
-    return True if case.log.get("train/loss_scale") is not None else None
+    """Whether the run computes in fp16: since it scales its loss to and fro, or as it says."""
+    scale, precision = case.log.get("train/loss_scale"), case.settings.precision
+    if scale is not None and len(set(scale.values.tolist())) > 1:
+        return True
+    return None if precision is None else "16" in precision and "bf" not in precision.lower()
 
 
 def overflow(case: Case) -> Sign | None:
@@ -56,10 +58,20 @@ def overflow(case: Case) -> Sign | None:
     )
 
 
+def _lasts(case: Case) -> bool:
+    """Whether losses or gradients are no numbers to the end of the log: in its last points, or in the last one before an
+    error."""
+    if any(case.value(f"curve/{name}_not_finite_at_end") for name in ("loss", "grad_norm")):
+        return True
+    columns = (case.log.series.get(name) for name in ("train/loss", "train/grad_norm"))
+    is_bad = any(one is not None and len(one) and not math.isfinite(float(one.values[-1])) for one in columns)
+    return is_bad and case.value("curve/crash") is not None
+
+
 def bad_numbers(case: Case) -> Sign | None:
     """Losses that become no numbers and stay so: the weights are lost from there on."""
     start = case.value("curve/loss_not_finite_from")
-    lasts = bool(case.value("curve/loss_not_finite_at_end")) or bool(case.value("curve/grad_norm_not_finite_at_end"))
+    lasts = _lasts(case)
     if start is None:
         start = case.value("curve/grad_norm_not_finite_from")
     if start is None or not lasts or _uses_fp16(case):
@@ -69,7 +81,7 @@ def bad_numbers(case: Case) -> Sign | None:
     return sign(
         BAD_NUMBERS,
         "certain",
-        f"the loss or its gradient is no finite number {why}, and stays so: the weights hold no numbers any more",
+        f"the loss or its gradient is no finite number {why}, and stays so to the end: nothing is learned from there on",
         hint="go back to a checkpoint from before, measure the loss of the rows of that step alone, and watch the gradient "
         "norm; where it is so from the first step on, look for rows without any target, and for a mask that leaves nothing",
         proof="compute the loss of the rows of that step with the checkpoint before it",
@@ -85,8 +97,7 @@ def bad_numbers(case: Case) -> Sign | None:
 def bad_rows(case: Case) -> Sign | None:
     """Single updates without a finite loss or gradient, with training sound before and after."""
     share = max(case.value("curve/loss_not_finite") or 0.0, case.value("curve/grad_norm_not_finite") or 0.0)
-    lasts = bool(case.value("curve/loss_not_finite_at_end")) or bool(case.value("curve/grad_norm_not_finite_at_end"))
-    if share <= 0 or lasts or _uses_fp16(case) or matching(case, ("divergence",)):
+    if share <= 0 or _lasts(case) or _uses_fp16(case) or matching(case, ("divergence",)):
         return None
     start = case.value("curve/loss_not_finite_from") or case.value("curve/grad_norm_not_finite_from")
     return sign(
@@ -106,9 +117,11 @@ def bad_rows(case: Case) -> Sign | None:
 CAUSES = (
     Cause(name=OVERFLOW, category="precision", find=overflow, rank=20, setting=True, needs=("train/loss_scale",),
           explains=frozenset({"not a number", "not learning", "divergence", "loss spikes", "slow learning", BAD_NUMBERS,
-                              "plateau", "high level", "loss constant", "stopped by an error"})),
+                              "plateau", "high level", "loss constant", "stopped by an error",
+                              "tensors that do not learn", "adapter never updates", BAD_ROWS})),
     Cause(name=BAD_NUMBERS, category="precision", find=bad_numbers, rank=60, needs=("train/grad_norm",),
-          explains=frozenset({"not a number", "stopped by an error"})),
+          explains=frozenset({"not a number", "stopped by an error", "tensors that do not learn",
+                              "adapter never updates", BAD_ROWS})),
     Cause(name=BAD_ROWS, category="precision", find=bad_rows, rank=60, explains=frozenset({"not a number"})),
 )  # fmt: skip
 """The causes in the arithmetic."""

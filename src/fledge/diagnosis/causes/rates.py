@@ -105,6 +105,12 @@ def _was_lowered(case: Case) -> bool:
     return any((event.get("evidence") or {}).get("lr_factor") for event in case.log.events)
 
 
+def _lowered_to(case: Case) -> float:
+    """The smallest share of the planned rate to which a guard lowered it; 1: it was not."""
+    factors = [(event.get("evidence") or {}).get("lr_factor") for event in case.log.events]
+    return min((float(one) for one in factors if one), default=1.0)
+
+
 def _adapter_words(case: Case, peak: float) -> str:
     is_full = case.value("plan/is_fresh") is False and not case.value("plan/has_adapter")
     return "; it has the size of an adapter's rate" if is_full and peak <= 12 * case.value("plan/rate_high") else ""
@@ -170,9 +176,10 @@ def _moved(case: Case) -> float | None:
 def not_planned(case: Case) -> Sign | None:
     """A column of rates that is not what the settings say."""
     ratio, off = case.value("plan/peak_ratio"), case.value("plan/lr_off_share")
-    is_other_peak = ratio is not None and not 1 / _limit("peak_ratio") <= ratio <= _limit("peak_ratio")
-    is_other_shape = off is not None and off >= _limit("off_share")
-    if not (is_other_peak or is_other_shape) or _was_lowered(case):
+    lowered = _lowered_to(case)
+    is_other_peak = ratio is not None and not lowered / _limit("peak_ratio") <= ratio <= _limit("peak_ratio")
+    is_other_shape = off is not None and off >= _limit("off_share") and not _was_lowered(case)
+    if not (is_other_peak or is_other_shape):
         return None
     set_rate, peak = case.settings.learning_rate, case.value("curve/peak_lr")
     what = (
@@ -201,7 +208,8 @@ def weight_decay(case: Case) -> Sign | None:
         return None
     decayed, is_fresh = decay * summed, case.value("plan/is_fresh") is not False
     limit = _limit("decayed_fresh") if is_fresh else _limit("decayed_trained")
-    is_unusual = decay > _limit("unusual_decay") and decayed > _limit("decayed_unusual")
+    unusual = _limit("decayed_unusual") if is_fresh else _limit("decayed_unusual_trained")
+    is_unusual = decay > _limit("unusual_decay") and decayed > unusual
     if decayed <= limit and not is_unusual:
         return None
     wanted = rounded(min(0.1, (1.0 if is_fresh else 0.05) / summed))
@@ -249,13 +257,15 @@ def _cause(
 
 
 CAUSES = (
-    _cause(ZERO, zero, 5, (*STILL, NOT_PLANNED, LOW, "trained too short", "tensors that do not learn", "adapter never updates")),
+    _cause(ZERO, zero, 5,
+           (*STILL, NOT_PLANNED, LOW, "trained too short", "tensors that do not learn", "adapter never updates")),
     _cause(NOT_PLANNED, not_planned, 30, ()),
     _cause(
         HIGH, too_high, 35,
-        (*TOO_FAST, "not learning", "plateau", "no warm-up", "bad numbers in single rows", "fp16 overflow", "validation rises",
-         CLIPPING, "slow learning", "batch too small", "trained too short", "too few updates",
-         "likelihood displacement", "preferences over-optimised", "KL blow-up", "entropy collapse", "validation too noisy"),
+        (*TOO_FAST, "not learning", "plateau", "no warm-up", "bad numbers in single rows", "no finite numbers", "fp16 overflow",
+         "validation rises", "train-validation gap", CLIPPING, "slow learning", "batch too small", "trained too short",
+         "too few updates", "likelihood displacement", "preferences over-optimised", "KL blow-up", "entropy collapse",
+         "validation too noisy"),
     ),
     _cause(LOW, too_low, 40, (*STILL, "trained too short")),
     _cause(DECAY, weight_decay, 36, (*TOO_FAST, *STILL, "vanishing gradient")),

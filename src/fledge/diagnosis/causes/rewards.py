@@ -124,10 +124,12 @@ def _more_answers(case: Case) -> int | None:
 
 def wrong_groups(case: Case) -> Sign | None:
     """Advantages that are not those of an answer among the answers to its own prompt."""
-    aligned = number(case, "probe/advantage_alignment")
+    aligned, fall = number(case, "probe/advantage_alignment"), _fall_of_reward(case)
     confidence = below("rewards", "alignment", aligned)
     if aligned is not None:
         what = f"the correlation of advantages with the reward above the prompt's mean is {aligned:.2f}, and must be near 1"
+    elif fall is not None:
+        confidence, what = fall
     else:
         confidence, what = (
             _all_differ(case),
@@ -138,7 +140,7 @@ def wrong_groups(case: Case) -> Sign | None:
     return sign(
         WRONG_GROUPS,
         confidence,
-        f"answers are compared with those to other prompts: {what}",
+        f"advantages have the wrong sign, or are those of answers to other prompts: {what}",
         hint="keep the answers to a prompt together: repeat each prompt as often as answers are drawn, and shuffle prompts, "
         "not "
         "answers",
@@ -146,6 +148,23 @@ def wrong_groups(case: Case) -> Sign | None:
         evidence={"probe/advantage_alignment": aligned, EQUAL: late_level(case, EQUAL), "reward gain": _gain(case, REWARD)},
         alternatives={} if aligned is not None else {"learning rate too low": "the learning rate against the plan"},
         steps=span(case.log.get(EQUAL)),
+    )
+
+
+def _fall_of_reward(case: Case) -> tuple[Confidence, str] | None:
+    """How sure it is, by a mean reward that falls far beyond its noise, that updates make rewarded answers rarer. Too large a
+    rate breaks a policy too, so it must be inside of its band."""
+    first, last, error = (case.value(f"curve/{name}") for name in ("first_reward", "last_reward", "reward_error"))
+    factor = case.value("plan/rate_factor")
+    if first is None or last is None or not error or (factor is not None and factor >= threshold("rates", "far")):
+        return None
+    errors = (first - last) / error
+    confidence = above("rewards", "fall_errors", errors)
+    if confidence is None:
+        return None
+    return (
+        confidence,
+        f"the mean reward fell from {first:.3f} to {last:.3f}, by {errors:.0f} standard errors",
     )
 
 
@@ -320,7 +339,7 @@ CAUSES = (
         category="rewards",
         find=wrong_groups,
         kinds=REWARDED,
-        explains=LEARNS_LITTLE | BREAKS | {ENTROPY, KL, LENGTHS, "reward flat"},
+        explains=LEARNS_LITTLE | BREAKS | {ENTROPY, KL, LENGTHS, TRUNCATED, "reward flat"},
         rank=6,
     ),
     Cause(
@@ -346,7 +365,7 @@ CAUSES = (
         category="rewards",
         find=truncated,
         kinds=REWARDED,
-        explains=frozenset({LENGTHS, "answers cut", "answers cut by the token limit", "reward flat"}),
+        explains=frozenset({CONSTANT, NO_VARIANCE, LENGTHS, "answers cut", "answers cut by the token limit", "reward flat"}),
         setting=True,
         rank=20,
     ),

@@ -57,6 +57,12 @@ def updates(case: Case) -> float | None:
     return float(losses.steps[-1]) if counts and losses is not None and len(losses) else None
 
 
+def probed_updates(case: Case) -> float | None:
+    """How many updates the weights had that the probes have looked at, by the log."""
+    done = updates(case)
+    return done if done is None or case.probed_step is None else min(done, case.probed_step)
+
+
 def _part(size: int, share: float) -> int:
     return max(1, round(size * share))
 

@@ -279,6 +279,8 @@ SUPERVISION = (
             "loss near zero",
             "no finite numbers",
             "not a number",
+            "bad numbers in single rows",
+            "stopped by an error",
             "tensors that do not learn",
         },
         rank=2,

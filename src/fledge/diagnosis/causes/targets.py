@@ -14,10 +14,10 @@ from fledge.diagnosis.causes.signs import (
     number,
     other_setting,
     patch,
+    probed_updates,
     sign,
     span,
     strongest,
-    updates,
 )
 from fledge.diagnosis.causes.supervision import SUPERVISION
 from fledge.diagnosis.thresholds import threshold
@@ -168,7 +168,7 @@ def _unhelpful_prompts(case: Case) -> tuple[Confidence, str] | None:
     learned = base is not None and answer is not None and base - answer >= _limit("answers_learned")
     if not small or not learned or (helped is not None and helped > _limit("helped_none")):
         return None
-    done = (updates(case) or 0) >= _limit("pairing_updates") and losses is not None and is_flat(losses)
+    done = (probed_updates(case) or 0) >= _limit("pairing_updates") and losses is not None and is_flat(losses)
     told = f"answers were learned (from {base:.2f} to {answer:.2f} nats/token), but another prompt serves as well ({gain:+.3f})"
     return ("likely" if done else "possible"), told
 
@@ -179,7 +179,9 @@ def wrong_prompts(case: Case) -> Sign | None:
         return None
     fit, found = number(case, "data/answer_fit_z"), _unhelpful_prompts(case)
     confidence = below("targets", "answer_fit", fit)
-    if confidence is not None and (number(case, "data/examples") or 0) < _limit("fit_examples"):
+    helped = number(case, "probe/answers_helped")
+    is_refuted = helped is not None and helped > _limit("helped_possible")  # they share no tokens, as in a translation
+    if confidence is not None and (is_refuted or (number(case, "data/examples") or 0) < _limit("fit_examples")):
         confidence = "possible"
     if confidence is not None:
         told = f"answers share no more tokens with their own prompts than with others ({fit:+.1f} standard errors)"

@@ -10,7 +10,8 @@ from fledge.training_log.records import Series, TrainingLog
 
 RESUMES = frozenset({"resume", "startup", "recipe_changed", "world_size"})
 """Kinds of events that a process writes when it goes on with a run."""
-WINDOW = 20
+WINDOW, FIRST_AFTER = 20, 5
+GROUPS = ("attention", "mlp")
 
 
 def resume_figures(log: TrainingLog) -> dict[str, Any]:
@@ -19,10 +20,10 @@ def resume_figures(log: TrainingLog) -> dict[str, Any]:
     if series is None or not has_level(log):
         return {}
     steps = resumed_at(log, series)
-    jumps = [jump for step in steps if (jump := _jump(series, step)) is not None]
+    jumps = [{**jump, **_of_updates(log, step)} for step in steps if (jump := _jump(series, step)) is not None]
     figures: dict[str, Any] = {"curve/resumes": len(steps)}
     if jumps:
-        figures["curve/resume_jump"] = max(jumps, key=lambda jump: jump["z"])
+        figures["curve/resume_jump"] = max(jumps, key=lambda jump: max(jump["z"], jump.get("gradient_z", 0.0)))
     return figures
 
 
@@ -61,3 +62,35 @@ def _jump(series: Series, step: float) -> dict[str, float] | None:
     size = float(after.mean() - before.mean())
     error = noise(series.values) * np.sqrt(1 / len(before) + 1 / len(after))
     return {"step": step, "size": size, "level": float(before.mean()), "z": size / error if error > 0 else 0.0}
+
+
+def _of_updates(log: TrainingLog, step: float) -> dict[str, float]:
+    """How much larger gradients are in the first updates after a step (in standard errors of their logarithm), and the updates
+    themselves, relative to the weights and to the learning rate: without its state, an optimizer makes them as large as at
+    first."""
+    found: dict[str, float] = {}
+    norms = log.get("train/grad_norm")
+    if norms is not None:
+        place = int(np.searchsorted(norms.steps, step))
+        before, after = norms.values[max(0, place - WINDOW) : place], norms.values[place : place + FIRST_AFTER]
+        if len(before) >= 8 and len(after) == FIRST_AFTER and min(before.min(), after.min()) > 0:
+            error = max(float(np.log(before).std()), 0.05) * np.sqrt(1 / len(before) + 1 / len(after))
+            found["gradient_z"] = float((np.log(after).mean() - np.log(before).mean()) / error)
+    factors = [factor for group in GROUPS if (factor := _growth_of_updates(log, group, step)) is not None]
+    if factors:
+        found["update_factor"] = min(factors)
+    return found
+
+
+def _growth_of_updates(log: TrainingLog, group: str, step: float) -> float | None:
+    """The first size of an update after a step ÷ the last one before it, per learning rate."""
+    ratios, rates = log.get(f"update_ratio/{group}"), log.get("train/lr")
+    if ratios is None or rates is None:
+        return None
+    place = int(np.searchsorted(ratios.steps, step))
+    if not 0 < place < len(ratios) or ratios.steps[place] > step + WINDOW:
+        return None
+    then, now = np.interp(ratios.steps[place - 1 : place + 1], rates.steps, rates.values)
+    if min(then, now, ratios.values[place - 1]) <= 0:
+        return None
+    return float(ratios.values[place] / ratios.values[place - 1] * then / now)

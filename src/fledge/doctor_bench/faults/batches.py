@@ -13,7 +13,7 @@ from fledge.data.dataset import packed_dataset, packing
 from fledge.data.dataset.packed_dataset import PackedDataset
 from fledge.doctor_bench.condition import Fault, replaced, together, wrapping
 from fledge.doctor_bench.group_data import is_chinese
-from fledge.doctor_bench.setup import Row, RunSetup
+from fledge.doctor_bench.setup import Row, RunSetup, write_rows
 
 LANGUAGE_SHAPES = ("pretrain", "sft", "lora", "moe", "seq2seq")
 
@@ -54,11 +54,16 @@ def length_of(row: Row) -> int:
     return len(row["text"]) if "text" in row else sum(len(turn["content"]) for turn in row["messages"])
 
 
-KEYS: dict[str, Callable[[Row], Any]] = {"length": length_of, "language": is_chinese}
-
-
 def _sort(setup: RunSetup, key: str) -> None:
-    setup.change_rows(lambda rows: sorted(rows, key=KEYS[key]))
+    """Rows by their length, or one source of rows after the other: Chinese ones, then the others."""
+    if key == "length":
+        setup.change_rows(lambda rows: sorted(rows, key=length_of))
+        return
+    rows = setup.rows()
+    parts = {"chinese": [row for row in rows if is_chinese(row)], "other": [row for row in rows if not is_chinese(row)]}
+    for name, part in parts.items():
+        write_rows(setup.folder / f"{name}.jsonl", part)
+    setup.stage["data"]["train"] = [str(setup.folder / f"{name}.jsonl") for name in parts]
 
 
 def _in_order(setup: RunSetup, amount: Any) -> AbstractContextManager[None]:
@@ -80,7 +85,7 @@ FAULTS = (
         is_silent=True,
     ),
     Fault(
-        name="not shuffled", category="data", shapes=("pretrain", "sft"), levels={"length": "length", "language": "language"},
+        name="not shuffled", category="data", shapes=("pretrain", "sft"), levels={"length": "length", "source": "source"},
         prepare=_sort, patch=_in_order,
     ),
 )  # fmt: skip

@@ -139,7 +139,8 @@ def _spelled_out(setup: RunSetup, amount: Any) -> AbstractContextManager[None]:
 
     def change(tokens: np.ndarray, weights: np.ndarray) -> Pair:
         parts = [np.asarray(pieces.get(int(token), [token]), tokens.dtype) for token in tokens]
-        return np.concatenate(parts), np.repeat(weights, [len(part) for part in parts])
+        longest = setup.stage["data"]["max_seq_len"] + 1
+        return np.concatenate(parts)[:longest], np.repeat(weights, [len(part) for part in parts])[:longest]
 
     return written(change)
 

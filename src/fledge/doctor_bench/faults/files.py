@@ -1,11 +1,14 @@
 """Faults of files after training: a checkpoint that was cut, a chat template that serving would read another way."""
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from fledge.doctor_bench.condition import Fault
+from fledge.doctor_bench.condition import Fault, wrapping
 from fledge.doctor_bench.setup import RunSetup
+from fledge.tokenizer.tokenizer import Tokenizer
 
 
 def _truncate(setup: RunSetup, share: float) -> None:
@@ -16,12 +19,19 @@ def _truncate(setup: RunSetup, share: float) -> None:
         file.write_bytes(content[: int(share * len(content))])
 
 
-def _other_template(setup: RunSetup, change: tuple[str, str]) -> None:
-    """The template that lies beside model and tokenizer writes other turns than those of training."""
-    for file in (*setup.run.glob("**/chat_template.jinja"), *setup.run.glob("**/tokenizer_config.json")):
-        if "data" in file.relative_to(setup.run).parts:
-            continue
-        _rewrite(file, *change)
+def _other_template(setup: RunSetup, change: tuple[str, str]) -> AbstractContextManager[None]:
+    """The template that is saved with each model writes other turns than those of training."""
+
+    def make(original: Callable[..., None]) -> Callable[..., None]:
+        def save(self: Tokenizer, folder: Path) -> None:
+            original(self, folder)
+            if folder.name == "model":
+                for name in ("chat_template.jinja", "tokenizer_config.json"):
+                    _rewrite(folder / name, *change)
+
+        return save
+
+    return wrapping(Tokenizer, "save", make)
 
 
 def _rewrite(file: Path, before: str, after: str) -> None:
@@ -43,6 +53,6 @@ FAULTS = (
     Fault(
         name="template of serving differs", category="template", shapes=("sft",),
         levels={"no line break": ("assistant\n", "assistant"), "other role": ("assistant\n", "bot\n")},
-        finish=_other_template, yardstick="always", is_silent=True,
+        patch=_other_template, yardstick="always", is_silent=True,
     ),
 )  # fmt: skip

@@ -56,11 +56,11 @@ def _leak(setup: RunSetup, mebibytes: int) -> AbstractContextManager[None]:
 FAULTS = (
     Fault(
         name="loader slow", category="machine", shapes=("pretrain",), levels={"120 ms": 0.12, "250 ms": 0.25},
-        patch=_slow_loader, yardstick="step time",
+        patch=_slow_loader, yardstick="always",
     ),
     Fault(
         name="steps slow down", category="machine", shapes=("pretrain",), levels={"1 ms": 1e-3, "3 ms": 3e-3},
-        patch=_slows_down, yardstick="step time",
+        patch=_slows_down, yardstick="always",
     ),
     Fault(
         name="memory grows", category="machine", shapes=("pretrain",), levels={"4": 4, "12": 12}, patch=_leak,

@@ -54,11 +54,11 @@ def _no_warmup(setup: RunSetup, factor: float) -> None:
     setup.set("schedule", warmup=0)
 
 
-def _tiny_batch(setup: RunSetup, context: int) -> None:
-    """One short row for each update, at the healthy rate."""
+def _tiny_batch(setup: RunSetup, more_updates: int) -> None:
+    """One row for each update, at the healthy rate."""
     scale_rate(setup, 1.0)
     setup.set("batch", micro_batch_size=1, gradient_accumulation_steps=1)
-    setup.set("data", max_seq_len=context, truncation="keep_start")
+    _steps(setup, more_updates * setup.steps)
 
 
 def _huge_batch(setup: RunSetup, updates: int) -> None:
@@ -134,7 +134,7 @@ FAULTS = (
           levels={"half": 0.4, "fifth": 0.15}, patch=_horizon),
     Fault(name="schedule never decays", category="learning rate", shapes=("pretrain",), levels={"8x": 8}, patch=_horizon),
     Fault(name="no warm-up", category="learning rate", shapes=("pretrain",), levels={"3x": 3, "8x": 8}, prepare=_no_warmup),
-    Fault(name="batch tiny", category="batch", shapes=("pretrain", "sft"), levels={"48": 48, "16": 16}, prepare=_tiny_batch),
+    Fault(name="batch tiny", category="batch", shapes=("pretrain", "sft"), levels={"": 3}, prepare=_tiny_batch),
     Fault(name="batch huge", category="batch", shapes=("pretrain", "sft"), levels={"10": 10, "5": 5}, prepare=_huge_batch),
     Fault(name="under-trained", category="duration", shapes=("pretrain", "sft"), levels={"12": 12, "5": 5},
           prepare=_under_trained),

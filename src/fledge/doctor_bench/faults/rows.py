@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fledge.doctor_bench.condition import Fault
@@ -124,11 +125,21 @@ def _cut(setup: RunSetup, context: int) -> None:
 
 
 def _narrow(setup: RunSetup, factor: float) -> None:
-    """A single kind of conversation at a rate above the band: what was known before is lost."""
+    """Sums alone, at a rate above the band: what was known before is lost. The run begins with a short stage on texts, so that
+    there is something that it can be compared with."""
     from fledge.doctor_bench.faults.rates import scale_rate
 
     scale_rate(setup, factor)
-    setup.change_rows(lambda rows: [row for row in rows if row.get("task") == "arithmetic"] * 3, "train", "validation")
+    setup.change_rows(lambda rows: [row for row in rows if any(sign.isdigit() for sign in row["messages"][-1]["content"])])
+    data = Path(setup.stage["data"]["validation"]).parent
+    before = {
+        "kind": "pretrain",
+        "data": {**setup.stage["data"], "train": str(data / "base.jsonl"), "validation": str(data / "base.validation.jsonl")},
+        "batch": {"micro_batch_size": 4},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-4},
+        "duration": "6 steps",
+    }
+    setup.recipe["stages"] = {"texts": before, **setup.recipe["stages"]}
 
 
 def _fault(name: str, prepare: Any, levels: dict[str, Any], shapes: tuple[str, ...] = CONVERSATIONS, **more: Any) -> Fault:
