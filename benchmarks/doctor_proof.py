@@ -9,6 +9,7 @@ worse.
 
 import json
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ STEPS = {"pretrain": 60, "sft": 70, "preference": 30, "lora": 50}
 ROWS = {"pretrain": 4, "sft": 4, "preference": 3, "lora": 4}
 IDENTITY_COPIES = 1500
 MINUTES = 6.0  # of a proof: enough for whole stages here
-QUICK = ("rate × 0.03", "weight decay huge", "DPO: beta huge")
+QUICK = ("rate 0", "rate × 0.03, new weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Case:
     worse: bool = False
 
 
-RATES = {"pretrain": 5e-3, "sft": 3e-3, "preference": 3e-4, "lora": 1e-2}
+RATES = {"pretrain": 3e-2, "sft": 1e-2, "preference": 3e-4, "lora": 1e-2}  # the best of a scan, or near it
 RATE = "optimizer.learning_rate"
 
 
@@ -75,14 +76,18 @@ def _cases(world: Path) -> list[Case]:
         Case(name="rate 0", kind="sft", fault=_optimizer(learning_rate=1e-12), patch={RATE: sft}, placebo=keep),
         Case(name="rate × 0.03, new weights", kind="pretrain", fault=_optimizer(learning_rate=0.03 * pretrain),
              patch={RATE: pretrain}, placebo={RATE: 0.0301 * pretrain}),
-        Case(name="no warm-up, high rate", kind="pretrain", category="learning rate",
-             fault={**_optimizer(learning_rate=8 * pretrain, max_grad_norm=None), "schedule": {"warmup": 0.0}},
+        Case(name="no warm-up, high rate", kind="pretrain", cause="no warm-up",
+             fault={**_optimizer(learning_rate=10 * pretrain, max_grad_norm=None), "schedule": {"warmup": 0.0}},
              patch={RATE: pretrain, "schedule.warmup": 0.1}, placebo=looks),
         Case(name="batch huge, few updates", kind="sft", category="batch",
              fault={"batch": {"micro_batch_size": 70}, "duration": "1 epochs"},
              patch={"batch.micro_batch_size": 4}, placebo=betas),
-        Case(name="warm-up takes the stage", kind="sft", category="learning rate", fault={"schedule": {"warmup": 0.97}},
-             patch={"schedule.warmup": 0.05}, placebo=eps),
+        Case(name="warm-up takes the stage", kind="pretrain", cause="warm-up too long",
+             fault={**_optimizer(learning_rate=3 * pretrain), "schedule": {"warmup": 0.97}}, patch={"schedule.warmup": 0.05},
+             placebo=eps),
+        Case(name="never decays", kind="pretrain", cause="schedule cut before it decays",
+             fault={**_optimizer(learning_rate=3 * pretrain), "schedule": {"name": "constant", "warmup": 0.05}},
+             patch={"schedule.name": "linear"}, placebo=betas),
         Case(name="clipped to nothing", kind="sft", category="learning rate", fault=_optimizer(max_grad_norm=1e-8),
              patch={"optimizer.max_grad_norm": 1.0}, placebo={"optimizer.max_grad_norm": 1.02e-8}),
         Case(name="weight decay huge", kind="sft", category="learning rate", fault=_optimizer(weight_decay=100.0),
@@ -90,7 +95,7 @@ def _cases(world: Path) -> list[Case]:
         Case(name="dropout extreme", kind="pretrain", category="model", fault={}, sections={"model": {"dropout": 0.8}},
              patch={"model.dropout": 0.0}, placebo=steady),
         Case(name="too many epochs", kind="sft", category="duration",
-             fault={"data": {"train": few}, "duration": "50 epochs", "select_checkpoint": "last"},
+             fault={"data": {"train": few}, "duration": "25 epochs", "select_checkpoint": "last"},
              patch={"select_checkpoint": "best"}, placebo=keep),
         Case(name="context cuts the answers", kind="sft", category="data",
              fault={"data": {"max_seq_len": 40, "truncation": "keep_start"}},
@@ -189,6 +194,8 @@ class Judged:
         """The case as JSON values."""
         return {
             "case": self.case.name,
+            "ruined": self.case.worse,
+            "right": self.patch_is_right,
             "patch": self.patch.outcome,
             "placebo": self.placebo.outcome,
             "gain": round(self.patch.effect.gain, 4),
@@ -196,6 +203,7 @@ class Judged:
             "placebo_gain": round(self.placebo.effect.gain, 5),
             "placebo_interval": [round(value, 5) for value in self.placebo.effect.interval],
             "useful": round(self.patch.effect.useful, 4),
+            "pairs": [len(self.patch.seeds), len(self.placebo.seeds)],
             "seconds": [round(value, 1) for value in self.seconds],
         }
 
@@ -228,27 +236,38 @@ def main() -> None:
     """Judge all cases, and report."""
     parser = options("Does the proof tell a right patch from a placebo?")
     parser.add_argument("--only", nargs="*", default=[], help="cases whose names contain one of these texts")
-    parser.add_argument("--seeds", type=int, default=3, help="pairs of runs of each proof")
+    parser.add_argument("--seeds", type=int, default=3, help="pairs of runs of each proof, at first")
+    parser.add_argument(
+        "--results", type=Path, help="file of results, a line for each case; cases that it has are not repeated"
+    )
     chosen = parser.parse_args()
-    begun, judged = time.monotonic(), list[Judged]()
+    begun = time.monotonic()
+    file: Path | None = chosen.results
+    lines = file.read_text(encoding="utf-8").splitlines() if file is not None and file.exists() else []
+    judged: dict[str, dict[str, Any]] = {one["case"]: one for one in map(json.loads, lines)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = make_world(folder)
         starts = start_models(folder, world)
         print(f"start models: {time.monotonic() - begun:.1f} s", flush=True)
-        cases = [case for case in _cases(world) if case.name in QUICK or not chosen.quick]
-        for case in cases:
-            if chosen.only and not any(text in case.name for text in chosen.only):
+        for case in _cases(world):
+            named = not chosen.only or any(text in case.name for text in chosen.only)
+            if case.name in judged or not named or (chosen.quick and case.name not in QUICK):
                 continue
-            judged.append(judge(folder, world, case, starts, chosen.seeds))
-            print(json.dumps(judged[-1].as_dict(), ensure_ascii=False), flush=True)
-    faulty = [one for one in judged if not one.case.worse]
+            judged[case.name] = judge(folder, world, case, starts, chosen.seeds).as_dict()
+            print(json.dumps(judged[case.name], ensure_ascii=False), flush=True)
+            if file is not None:
+                file.write_text(
+                    "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in judged.values()), encoding="utf-8"
+                )
+    values = list(judged.values())
+    faulty, ruined = ([one for one in values if one["ruined"] == kind] for kind in (False, True))
     report(
         {
-            "patches_that_help": share([one.patch_is_right for one in faulty]),
-            "placebos_that_do_not": share([one.placebo.outcome not in ("helps", "makes it worse") for one in judged]),
-            "ruined_is_told": share([one.patch_is_right for one in judged if one.case.worse]),
-            "seconds_of_a_proof": round(sum(one.seconds[1] for one in judged) / max(1, len(judged)), 1),
+            "patches_that_help": share([one["right"] for one in faulty]),
+            "placebos_that_do_not": share([one["placebo"] not in ("helps", "makes it worse") for one in values]),
+            "ruined_is_told": share([one["right"] for one in ruined]),
+            "seconds_of_a_proof": round(statistics.median(one["seconds"][1] for one in values), 1) if values else None,
             "seconds": round(time.monotonic() - begun, 1),
             "quick": chosen.quick,
         }

@@ -2,11 +2,11 @@
 
 Small runs of transformers' Trainer, TRL (SFT, DPO, GRPO), litgpt and LLaMA-Factory, and of the scripts of minimind and nanoGPT
 (foreign_cases.py says what is wrong with each). Libraries that are installed elsewhere are named with `--library
-TRAINER=FOLDER[:FOLDER]`, checkouts with `--source minimind=FOLDER` and `--source nanogpt=FOLDER`; cases of a trainer that is
-not there are left out, and counted in `left_out`. The log alone is examined (depth `curves`), as the trainer wrote it.
-`read`: logs with a training loss; `right`: nothing said about a healthy run, or a right cause first of those that are at least
-likely; `abstained`: a faulty run without such a cause; `wrong`: any other. `--fixtures DIR` keeps the logs, with a table of what
-must be said about each.
+NAME=FOLDER[:FOLDER]` (trl, litgpt, llamafactory), checkouts with `--source minimind=FOLDER` and `--source nanogpt=FOLDER`;
+cases of a trainer that is not there are left out, and counted in `left_out`. The log alone is examined (depth `curves`), as
+the trainer wrote it. `read`: logs with a training loss; `right`: nothing said about a healthy run, or a right cause first of
+those that are at least likely; `abstained`: a faulty run without such a cause; `wrong`: any other.
+`--fixtures DIR` keeps the logs, with a table of what must be said about each.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from fledge.doctor import DoctorOptions, examine
 from fledge.errors import FledgeError
 
 SCRIPTS = ("minimind", "nanogpt")
+LIBRARIES = {"hf": "trl", "trl_sft": "trl", "trl_dpo": "trl", "trl_grpo": "trl"}
+"""Trainer → the library that is installed for it; trainers of one library run in one process. Others: their own name."""
 MOST_BYTES = 60_000  # of a file of a fixture
 KEPT = ("trainer_state.json", "config.json", "adapter_config.json", "README.md", "trainer_log.jsonl", "all_results.json")
 TABLE = "table.json"
@@ -56,14 +58,15 @@ def main() -> None:
     read = sum(one["read"] for one in said)
     seconds = max((one["seconds"] for one in said), default=0.0)
     names = ("right", "abstained", "wrong")
+    wrong = [one["name"] for one in said if one["verdict"] == "wrong"]
     report({"logs": len(said), "read": read, **{name: counts[name] for name in names}, "left_out": len(cases) - len(made),
-            "wrong_ones": [one["name"] for one in said if one["verdict"] == "wrong"], "slowest_s": round(seconds, 2)})  # fmt: skip
+            "wrong_ones": wrong, "slowest_s": round(seconds, 2)})  # fmt: skip
 
 
 def _options() -> argparse.Namespace:
     parser = options(__doc__ or "")
     parser.add_argument("--work", help="folder of the runs; by default one that is removed")
-    parser.add_argument("--library", action="append", default=[], help="TRAINER=FOLDERS where it is installed")
+    parser.add_argument("--library", action="append", default=[], help="NAME=FOLDERS where it is installed")
     parser.add_argument("--source", action="append", default=[], help="minimind=FOLDER or nanogpt=FOLDER of a checkout")
     parser.add_argument("--only", nargs="+", default=[], help="beginnings of names of cases")
     parser.add_argument("--examine", action="store_true", help="make nothing: examine what stands in --work")
@@ -82,19 +85,18 @@ def make(cases: list[ForeignCase], work: Path, libraries: dict[str, str], source
     """Run the cases, a process for each trainer that is a library, and one for each run of a script."""
     if (data_folder() / "llamafactory").is_dir() and not (work / "llamafactory-data").exists():
         shutil.copytree(data_folder() / "llamafactory", work / "llamafactory-data")
-    for trainer in dict.fromkeys(case.trainer for case in cases):
-        its = [case for case in cases if case.trainer == trainer]
-        if trainer in SCRIPTS:
-            if trainer in sources:
-                for case in its:
-                    scripted(case, work, Path(sources[trainer]).resolve())
-        else:
-            library(trainer, its, work, libraries.get(trainer, libraries.get(trainer.split("_")[0], "")))
+    for name in dict.fromkeys(LIBRARIES.get(case.trainer, case.trainer) for case in cases):
+        its = [case for case in cases if LIBRARIES.get(case.trainer, case.trainer) == name]
+        if name not in SCRIPTS:
+            library(name, its, work, libraries.get(name, ""))
+        elif name in sources:
+            for case in its:
+                scripted(case, work, Path(sources[name]).resolve())
 
 
-def library(trainer: str, cases: list[ForeignCase], work: Path, folders: str) -> None:
+def library(name: str, cases: list[ForeignCase], work: Path, folders: str) -> None:
     """Run the cases of one library in one process."""
-    listed = work / f"{trainer}.json"
+    listed = work / f"{name}.json"
     listed.write_text(json.dumps([asdict(case) for case in cases]), encoding="utf-8")
     paths = ":".join(path for path in (folders, os.environ.get("PYTHONPATH", "")) if path)
     environment = {**os.environ, "PYTHONPATH": paths, "TORCHDYNAMO_DISABLE": "1", "DISABLE_VERSION_CHECK": "1"}
@@ -104,7 +106,7 @@ def library(trainer: str, cases: list[ForeignCase], work: Path, folders: str) ->
         [sys.executable, str(script), str(work), str(data_folder()), str(listed)], env=environment, check=False,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    print(f"{trainer}: {len(cases)} cases in {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"{name}: {len(cases)} cases in {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def scripted(case: ForeignCase, work: Path, source: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-BLOCK, ROWS = 64, 2000
+BLOCK, ROWS = 48, 1500
 WIDTH, LAYERS = 64, 2
 WORDS = ("red", "blue", "green", "cat", "dog", "bird", "one", "two")
 Settings = dict[str, Any]
@@ -84,7 +85,7 @@ def arguments(name: str, how: Settings) -> Settings:
     """Arguments that all trainers of transformers and TRL share."""
     every = how.get("eval_every")
     return {
-        "output_dir": name, "per_device_train_batch_size": how.get("batch", 16), "max_steps": how["max_steps"],
+        "output_dir": name, "per_device_train_batch_size": how.get("batch", 8), "max_steps": how["max_steps"],
         "gradient_accumulation_steps": how.get("accumulation", 1), "learning_rate": how["learning_rate"],
         "warmup_steps": how.get("warmup_steps", max(1, how["max_steps"] // 15)), "logging_steps": how.get("logging_steps", 1),
         "lr_scheduler_type": how.get("lr_scheduler_type", "cosine"),
@@ -161,7 +162,7 @@ def dpo(case: dict[str, Any]) -> Any:
         for row in tree
     ]  # fmt: skip
     rows = rows[: how.get("count", len(rows))]
-    settings = arguments(case["name"], {"batch": 8, **how})
+    settings = arguments(case["name"], {"batch": 6, **how})
     return DPOTrainer(
         start(case), args=DPOConfig(**settings, beta=how["beta"], max_length=128), train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
@@ -308,12 +309,13 @@ def main() -> None:
     for case in json.loads(Path(sys.argv[3]).read_text(encoding="utf-8")):
         shutil.rmtree(case["name"], ignore_errors=True)
         Path(case["name"]).mkdir()
+        began = time.process_time()
         try:
             with output_to(Path(case["name"]) / "train.log"):
                 RUNS[case["trainer"]](case)
         except Exception:  # a library that does not run here is reported, and the next case is tried
             Path(case["name"], "failed").write_text(traceback.format_exc(), encoding="utf-8")
-            traceback.print_exc()
+        print(f"{case['name']}: {time.process_time() - began:.1f} CPU s", flush=True)
 
 
 if __name__ == "__main__":

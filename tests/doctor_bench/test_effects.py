@@ -7,7 +7,7 @@ from fledge.doctor_bench.records import CaseRecord
 
 def _record(condition: str, seed: int, is_fault: bool, **values: object) -> CaseRecord:
     level = "8x" if is_fault else ""
-    key = CaseKey("dev", "sft", condition, level, seed, is_fault)
+    key = CaseKey(group="dev", shape="sft", condition=condition, level=level, seed=seed, is_fault=is_fault)
     return CaseRecord(key=key.text, log="run/sft", **values)  # type: ignore[arg-type]
 
 

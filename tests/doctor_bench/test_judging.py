@@ -41,7 +41,7 @@ def _run(folder: Path, events: list[dict[str, object]], error: str | None = None
     stage = folder / "run" / "sft"
     stage.mkdir(parents=True)
     (stage / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    key = CaseKey("dev", "sft", "loss not finite", "late", 1, is_fault=True)
+    key = CaseKey(group="dev", shape="sft", condition="loss not finite", level="late", seed=1, is_fault=True)
     return CaseRecord(key=key.text, log="run/sft", error=error)
 
 

@@ -28,8 +28,8 @@ from fledge.training.trainable import TrainableModel
 
 OWNERS: tuple[Any, ...] = (
     PackedDataset, SequenceWriter, DistributedContext, LoraLinear, Decoder, Router, CausalLMObjective, DPOObjective,
-    DatasetSource, ReferenceProvider, Tokenizer, TrainStep, TrainableModel, attention, language, preference, packed_dataset, packing,
-    reference, rollout_source, trainable, trainer, validation,
+    DatasetSource, ReferenceProvider, Tokenizer, TrainStep, TrainableModel, attention, language, preference, packed_dataset,
+    packing, reference, rollout_source, trainable, trainer, validation,
 )  # fmt: skip
 PATCHED = [(fault, level) for fault in FAULTS.values() if fault.patch is not unpatched for level in fault.levels]
 

@@ -27,7 +27,7 @@ def test_a_number_that_is_none_comes_back() -> None:
 
 
 def test_a_record_comes_back(tmp_path: Path) -> None:
-    key = CaseKey("dev", "sft", "prompt not masked", "all", 3, is_fault=True)
+    key = CaseKey(group="dev", shape="sft", condition="prompt not masked", level="all", seed=3, is_fault=True)
     folder = tmp_path / "cases" / key.folder
     folder.mkdir(parents=True)
     figures = {

@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import pytest
 
 from fledge.doctor_bench.case_key import CaseKey
 from fledge.doctor_bench.effects import Effect, Place, place_of
 from fledge.doctor_bench.judging import Judgement, Verdict
+from fledge.doctor_bench.page import BEGIN, END, Page, write_page
 from fledge.doctor_bench.results import results_of
 from fledge.doctor_bench.score import ABSTAINED, NOTHING, Rate, confusion, misses, scores, silent_scores
-from fledge.doctor_bench.text import lines_of, markdown_of
+from fledge.doctor_bench.text import lines_of
+from fledge.errors import FledgeError
 
 MASK, HIGH = "prompt not masked", "learning rate too high"
 
@@ -17,7 +21,7 @@ def _cause(name: str, category: str, confidence: str = "certain") -> dict[str, o
 def _judgement(condition: str, seed: int, causes: list[dict[str, object]], *, alarm: bool, is_fault: bool = True) -> Judgement:
     level = {MASK: "all", HIGH: "8x"}.get(condition, "")
     verdict = Verdict(is_alarm=alarm, causes=tuple(causes))
-    key = CaseKey("dev", "sft", condition, level, seed, is_fault)
+    key = CaseKey(group="dev", shape="sft", condition=condition, level=level, seed=seed, is_fault=is_fault)
     moments = ("curves", "full", "before", "within 20 steps")
     return Judgement(key=key.text, verdicts=dict.fromkeys(moments, verdict), steps=0 if alarm else None)
 
@@ -78,11 +82,28 @@ def test_results_are_shown() -> None:
     assert results["counts"]["healthy"] == 4
     lines = "\n".join(lines_of(results))
     assert "faults that are told: 75.0 %" in lines
-    page = markdown_of(results)
-    assert "| prompt not masked | prompt not masked 1, learning rate too high 1 |" in page
+    page = Page(results).text()
+    assert "| `prompt not masked` | `prompt not masked` 1, `learning rate too high` 1 |" in page
+    chinese = Page(results, is_chinese=True).text()
+    assert [line.count("|") for line in chinese.splitlines()] == [line.count("|") for line in page.splitlines()]
 
 
 def test_a_rate_has_an_interval() -> None:
     assert Rate(0, 0).value is None and Rate(0, 0).text() == "–"
     low, high = Rate(40, 40).interval
     assert low == pytest.approx(0.912, abs=1e-3) and high == pytest.approx(1.0)
+
+
+def test_results_are_put_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    results = results_of(ALL, [], {})
+    results["baselines"] = {}
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
+    write_page(results, page)
+    write_page(results, page)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# Title\n") and text.endswith("\n\nafter\n") and "old" not in text
+    assert text.count("| figure |") == 1
+    page.write_text("no marks")
+    with pytest.raises(FledgeError, match="no place for the results"):
+        write_page(results, page)

@@ -221,7 +221,7 @@ def test_a_run_learns_the_same_with_and_without_the_doctor_and_when_it_is_resume
     rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rate is far too high; the resumed run, killed after step 20, goes on from step 16."""
-    faulty = {"optimizer": {"learning_rate": 0.1}}
+    faulty: dict[str, Any] = {"optimizer": {"learning_rate": 0.1}}
     watched = _run(tmp_path / "on", rows, doctor={"every": 4}, **faulty).run()
     assert final_results(watched, ("sft",)) == final_results(
         _run(tmp_path / "off", rows, doctor=False, **faulty).run(), ("sft",)

@@ -3,7 +3,7 @@
 A rate outside of its band is no mistake by itself; the band says what laws and trials of such runs would have chosen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.facts import Facts
@@ -15,6 +15,7 @@ from fledge.recipe.sections.engine import ADAPTER_RATE_FACTOR, USUAL_RATES
 OPTIMIZERS = {"muon": "muon", "adafactor": None, "sgd": None, "lion": None, "sophia": None, "adagrad": None}
 """Word in the name of an optimizer → the one whose rates hold for it; None: none are known. Without such a word: AdamW."""
 USUAL_WIDTH = 2048  # of the models from which the usual rates come, at least
+UNKNOWN_BATCHES = (512, 131_072)  # tokens of an update, smallest and largest, of a run that does not say them
 GENERIC = (1e-7, 2e-2)  # rates of AdamW outside of which nobody trains
 
 
@@ -63,17 +64,26 @@ def _size(facts: Facts) -> RunSize | None:
     return RunSize(round(facts.width), max(1, round(batch)), max(1, round(steps)), max(1, round(tokens)))
 
 
+def _with_any_batch(size: RunSize, facts: Facts, *between: RunSize) -> list[RunSize]:
+    """The size with the smallest and the largest batch that the run may have had, and `between` these two; itself where the
+    batch is known."""
+    if facts.batch_tokens is not None:
+        return [size, *between, size]
+    ends = [replace(size, batch_tokens=batch, tokens=batch * size.steps) for batch in UNKNOWN_BATCHES]
+    return [ends[0], *between, ends[1]]
+
+
 def _fresh_band(name: str, size: RunSize, facts: Facts) -> RateBand:
     """For fresh weights: of fledge's rule and published laws; the latter were fitted on larger models, and for small ones allow
     rates that diverge, so they count for the low end alone."""
     own = derived_rate(name, size)[0]
+    least, most = (derived_rate(name, one)[0] for one in _with_any_batch(size, facts))
     if name != "adamw":
-        return RateBand(
-            own / RATE_FACTOR, own * RATE_FACTOR, own, f"fledge's trials {own:.2g} for this width, batch and length"
-        )
+        source = f"fledge's trials {own:.2g} for this width, batch and length"
+        return RateBand(least / RATE_FACTOR, most * RATE_FACTOR, own, source)
     parameters = facts.parameters or 12 * size.width**3 / 64
     laws = [step_law(parameters, size.tokens)[0], ladder(parameters)[0]]
-    low, high = min(*laws, own), max(*laws, own) if parameters >= threshold("expectations", "laws_hold_from") else own
+    low, high = min(*laws, least), max(*laws, most) if parameters >= threshold("expectations", "laws_hold_from") else most
     source = f"Step Law (Li et al. 2025) {laws[0]:.2g}, OLMo's ladder {laws[1]:.2g}, fledge's trials {own:.2g}"
     return RateBand(low, high, own, source)
 
@@ -85,9 +95,11 @@ def _trained_band(case: Case, facts: Facts, size: RunSize | None) -> RateBand:
     tried = size is not None and size.width <= TRIED_WIDTH and kind in FINE_TUNING_SHARES
     if tried and case.kind == kind and (not facts.has_adapter or kind in TRIED_ADAPTERS) and method_is_known:
         assert size is not None
-        rate = fine_tuning_rate(kind, "adamw", size, facts.has_adapter)[0]
+        least, rate, most = (
+            fine_tuning_rate(kind, "adamw", one, facts.has_adapter)[0] for one in _with_any_batch(size, facts, size)
+        )
         source = f"fledge's trials: about {rate:.2g} for this kind of stage, width, batch and length"
-        return RateBand(rate / RATE_FACTOR, rate, rate, source)
+        return RateBand(least / RATE_FACTOR, most, rate, source)
     usual = USUAL_RATES[kind] * (ADAPTER_RATE_FACTOR if facts.has_adapter else 1)
     low, high = usual / threshold("expectations", "usual_low"), usual * threshold("expectations", "usual_high")
     if facts.width and facts.width < USUAL_WIDTH:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, kw_only=True)
 class CaseKey:
     """One run: a condition at a level on a shape of a group, with a seed. `is_fault`: the condition is one."""
 
@@ -24,7 +24,7 @@ class CaseKey:
     def parse(cls, text: str) -> "CaseKey":
         """The key from its text. Raises ValueError for another text."""
         group, shape, kind, condition, level, seed = text.split("/")
-        return cls(group, shape, condition, level, int(seed), kind == "fault")
+        return cls(group=group, shape=shape, condition=condition, level=level, seed=int(seed), is_fault=kind == "fault")
 
     @property
     def folder(self) -> str:

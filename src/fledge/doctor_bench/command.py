@@ -136,10 +136,11 @@ def evaluate(out: Path, groups: set[str], only: Sequence[str] = ()) -> dict[str,
 
 
 def _show(results: dict[str, Any], options: argparse.Namespace) -> None:
-    from fledge.doctor_bench.text import lines_of, markdown_of
+    from fledge.doctor_bench.page import write_page
+    from fledge.doctor_bench.text import lines_of
 
-    if options.markdown is not None:
-        options.markdown.write_text(markdown_of(results), encoding="utf-8")
+    for file in options.markdown:
+        write_page(results, file)
     if options.json:
         print(json.dumps(results["summary"], ensure_ascii=False))
         return

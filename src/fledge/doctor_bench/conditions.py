@@ -25,16 +25,23 @@ def cases_of(group: Group, seeds: int = 1) -> Iterator[CaseKey]:
     at each level, chosen among those of the plain controls."""
     for shape in group.shapes:
         for seed in range(1, PLAIN_SEEDS + 1):
-            yield CaseKey(group.name, shape, PLAIN, "", seed, is_fault=False)
+            yield CaseKey(group=group.name, shape=shape, condition=PLAIN, level="", seed=seed, is_fault=False)
     for control in CONTROLS.values():
         for shape, level in _places(control, group) if control.name != PLAIN else ():
             for seed in range(1, ODD_SEEDS + 1):
-                yield CaseKey(group.name, shape, control.name, level, seed, is_fault=False)
+                yield CaseKey(group=group.name, shape=shape, condition=control.name, level=level, seed=seed, is_fault=False)
     for fault in FAULTS.values():
         for shape, level in _places(fault, group):
             first = zlib.crc32(f"{fault.name}/{shape}/{level}".encode())
             for number in range(min(seeds, PLAIN_SEEDS)):
-                yield CaseKey(group.name, shape, fault.name, level, 1 + (first + number) % PLAIN_SEEDS, is_fault=True)
+                yield CaseKey(
+                    group=group.name,
+                    shape=shape,
+                    condition=fault.name,
+                    level=level,
+                    seed=1 + (first + number) % PLAIN_SEEDS,
+                    is_fault=True,
+                )
 
 
 def _places(condition: Condition, group: Group) -> Iterator[tuple[str, str]]:
@@ -56,7 +63,7 @@ QUICK_CASES = (
 def quick_cases(group: Group) -> Iterator[CaseKey]:
     """The runs of the quick form: some faults, and healthy ones."""
     for shape, name, level, seed in QUICK_CASES:
-        yield CaseKey(group.name, shape, name, level, seed, is_fault=name in FAULTS)
+        yield CaseKey(group=group.name, shape=shape, condition=name, level=level, seed=seed, is_fault=name in FAULTS)
 
 
 def effect_cases(group: Group, seeds: int) -> Iterator[CaseKey]:
@@ -64,4 +71,4 @@ def effect_cases(group: Group, seeds: int) -> Iterator[CaseKey]:
     for fault in FAULTS.values():
         for shape, level in _places(fault, group) if fault.yardstick != "always" else ():
             for seed in range(1, min(seeds, PLAIN_SEEDS) + 1):
-                yield CaseKey(group.name, shape, fault.name, level, seed, is_fault=True)
+                yield CaseKey(group=group.name, shape=shape, condition=fault.name, level=level, seed=seed, is_fault=True)

@@ -8,6 +8,7 @@ from fledge.doctor_bench.setup import RunSetup
 ONCE = {"": None}
 TOKENS = ("pretrain", "sft", "lora", "moe", "seq2seq")
 SUPERVISED = ("sft", "lora", "seq2seq")
+RESUMED = (*SUPERVISED, "pretrain", "dpo", "kto", "reward")
 EVERY = (*TOKENS, "dpo", "kto", "reward", "grpo")
 
 
@@ -115,15 +116,15 @@ CONTROLS: dict[str, Control] = {
     one.name: one
     for one in (
         Control(name="plain", shapes=EVERY, levels=ONCE),
-        Control(name="resumed", shapes=("pretrain", "sft", "lora", "dpo"), levels=ONCE, is_resumed=True),
+        Control(name="resumed", shapes=RESUMED, levels=ONCE, is_resumed=True),
         Control(name="tiny batch", shapes=("pretrain", "sft"), levels={"": 4}, prepare=_tiny_batch),
-        Control(name="wsd decay", shapes=("pretrain", "sft"), levels=ONCE, prepare=_wsd),
-        Control(name="constant rate", shapes=("pretrain", "sft"), levels=ONCE, prepare=_constant),
+        Control(name="wsd decay", shapes=("pretrain", "sft", "kto", "seq2seq"), levels=ONCE, prepare=_wsd),
+        Control(name="constant rate", shapes=("pretrain", "sft", "reward", "seq2seq"), levels=ONCE, prepare=_constant),
         Control(name="one cycle", shapes=("pretrain",), levels=ONCE, prepare=_one_cycle),
-        Control(name="deliberate epochs", shapes=("pretrain", "sft"), levels={"": 0.5}, prepare=_epochs),
+        Control(name="deliberate epochs", shapes=("pretrain", "sft", "seq2seq"), levels={"": 0.5}, prepare=_epochs),
         Control(name="large vocabulary", shapes=("pretrain",), levels={"": 3000}, prepare=_large_vocabulary),
         Control(name="short run", shapes=("sft", "lora"), levels={"": "40 steps"}, prepare=_duration),
-        Control(name="short preferences", shapes=("dpo",), levels={"": "20 steps"}, prepare=_duration),
+        Control(name="short preferences", shapes=("dpo", "kto", "reward"), levels={"": "20 steps"}, prepare=_duration),
         Control(name="batch warm-up", shapes=("pretrain",), levels=ONCE, prepare=_batch_warmup),
         Control(name="averaged weights", shapes=("pretrain", "sft"), levels={"": 0.95}, prepare=_averaged),
         Control(name="early stopping", shapes=("sft",), levels=ONCE, prepare=_early_stopping),

@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-models", action="store_true", help="keep models and data of all runs, to examine them again")
     parser.add_argument("--freeze", action="store_true", help="freeze the thresholds, so that held-out groups can be read")
     parser.add_argument("--train-only", action="store_true", help="train and measure, and judge nothing")
-    parser.add_argument("--markdown", type=_path, metavar="FILE", help="write the results as a page of the documentation")
+    parser.add_argument(
+        "--markdown", type=_path, action="append", default=[], metavar="FILE",
+        help="put the results into a page of the documentation; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures as JSON in the last line")
 
 

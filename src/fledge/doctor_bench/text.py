@@ -1,4 +1,4 @@
-"""The results of the bench for people: lines for the terminal, and a page of the documentation."""
+"""The results of the bench as lines for the terminal."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -60,58 +60,3 @@ def lines_of(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {miss['case']}: {miss['said']} | {found} | {symptoms}"
     for key, reason in results["failures"].items():
         yield f"  failed: {key}: {reason}"
-
-
-# -- the page -----------------------------------------------------------------------------------------------------------
-
-
-def markdown_of(results: Mapping[str, Any]) -> str:
-    """The tables of docs/doctor-bench.md."""
-    return "\n".join(_markdown(results)) + "\n"
-
-
-def _markdown(results: Mapping[str, Any]) -> Iterator[str]:
-    counts = results["counts"]
-    yield (
-        f"{counts['faulty']} runs with {counts['fault_classes']} classes of faults and {counts['healthy']} healthy runs of "
-        f"{counts['controls']} kinds. Thresholds: SHA-256 `{results['thresholds']}`"
-        f"{', frozen before these results were read' if results['frozen'] else ''}."
-    )
-    yield ""
-    yield "| figure | all depths | curves and plan alone |"
-    yield "|---|---|---|"
-    for name, label in FIGURES.items():
-        yield f"| {label} | {_rate(results['full'][name])} | {_rate(results['curves'][name])} |"
-    yield f"| macro F1 of the category | {results['full']['category_f1']} | {results['curves']['category_f1']} |"
-    yield from _table("group", results["groups"])
-    yield from _table("stage", results["shapes"])
-    yield from _table("baseline", results["baselines"])
-    yield ""
-    yield "| silent faults of the pipeline | |"
-    yield "|---|---|"
-    for name, values in results["silent"].items():
-        yield f"| {name} | {_rate(values)} |"
-    yield ""
-    yield "| fault | what the doctor named |"
-    yield "|---|---|"
-    for fault, said in results["confusion"].items():
-        yield f"| {fault} | {', '.join(f'{cause} {count}' for cause, count in said.items())} |"
-    yield ""
-    yield "| missed case | said | right |"
-    yield "|---|---|---|"
-    for miss in results["misses"]:
-        yield f"| {miss['case']} | {miss['said']} | {', '.join(miss['right']) or 'healthy'} |"
-    yield ""
-    yield "| fault without a measurable effect | change | p | pairs |"
-    yield "|---|---|---|---|"
-    for place, effect in results["without_effect"].items():
-        yield f"| {place} | {effect['change']:.3g} | {effect['p_value']:.3g} | {effect['pairs']} |"
-
-
-def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
-    yield ""
-    yield f"| {title} | told | false alarms | root cause right | right of those named | among three |"
-    yield "|---|---|---|---|---|---|"
-    for name, values in rows.items():
-        cells = [_rate(values[key]) for key in ("recall", "false_alarms", "top1", "precision", "top3")]
-        yield f"| {name} | {' | '.join(cells)} |"

@@ -1,7 +1,7 @@
 """Lines of one form are read by what was understood of the first ones: a long log has few forms of lines."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fledge.training_log.line_grammar import LineFigures, read_line
@@ -12,19 +12,22 @@ FACTOR_VALUES = tuple(dict.fromkeys((1.0, *(factor for _, factor in FACTORS.valu
 CHECKED = 3  # lines of a form that are read in full, and must agree, before it is trusted
 CHECK_EVERY = 50  # lines of a trusted form, one of which is read in full again
 MOST_FORMS = 20_000
+PARTS_OF_NUMBERS = ("+", "-", ".", ",", *map(str, range(10)))
 
 
 @dataclass
 class _Form:
     """A form of lines. `places`: column → which number of the line it is, and its factor; the factor is None while the number
     was always 0, of which it cannot be told. `agreed`: lines on which this and the full reading gave the same; `used`: lines
-    that were read by it."""
+    that were read by it. `pattern`: matches lines of this form, with a group for each of its numbers; None until it is trusted,
+    and where the text between numbers could be a part of one."""
 
     figures: LineFigures
     places: dict[str, tuple[int, float | None]] | None = None
     agreed: int = 0
     used: int = 0
     wrong: bool = False
+    pattern: re.Pattern[str] | None = None
 
 
 @dataclass
@@ -36,14 +39,21 @@ class LineReader:
     fast: bool = True
     failed: bool = False
     _forms: dict[str, _Form] = field(default_factory=dict)
+    _last: _Form | None = None
 
     def read(self, line: str) -> LineFigures:
         """The figures of a line, the same as `read_line` gives."""
         if not self.fast:
             return read_line(line, self.wanted)
+        last = self._last
+        if last is not None and last.pattern is not None and last.used % CHECK_EVERY:  # most lines are like the one before
+            match = last.pattern.fullmatch(line)
+            if match is not None and (found := _by_places(last, match.groups())) is not None:
+                last.used += 1
+                return found
         parts = TOKENS.split(line)
         key, tokens = "\x00".join(parts[::2]), parts[1::2]
-        form = self._forms.get(key)
+        form = self._last = self._forms.get(key)
         if form is None:
             found = read_line(line, self.wanted)
             if len(self._forms) < MOST_FORMS:
@@ -61,7 +71,10 @@ class LineReader:
         if fast == found:
             form.agreed += 1
             form.used += 1
+            if form.agreed == CHECKED:
+                form.pattern = _pattern(parts[::2])
         else:
+            form.pattern = None
             self.failed |= form.agreed >= CHECKED
             form.wrong = True
         return found
@@ -71,6 +84,13 @@ class LineReader:
         if not form.wrong:
             form.figures, form.places = found, _places(found, tokens)
         return found
+
+
+def _pattern(texts: list[str]) -> re.Pattern[str] | None:
+    """Matches what has these texts with a number between each two of them. None where a text ends like a part of a number."""
+    if any(text.endswith(PARTS_OF_NUMBERS) for text in texts[:-1]):
+        return None
+    return re.compile(rf"((?>{NUMBER}))".join(map(re.escape, texts)))
 
 
 def _places(found: LineFigures, tokens: list[str]) -> dict[str, tuple[int, float | None]] | None:
@@ -96,7 +116,7 @@ def _is(number: float | None, factor: float, value: float) -> bool:
     return number is not None and (number if factor == 1.0 else number * factor) == value
 
 
-def _by_places(form: _Form, tokens: list[str]) -> LineFigures | None:
+def _by_places(form: _Form, tokens: Sequence[str]) -> LineFigures | None:
     """The figures of a line of this form; None if a number is above 0 for the first time, so that its factor is not known."""
     assert form.places is not None
     values: dict[str, tuple[float, ...]] = {}

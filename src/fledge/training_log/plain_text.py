@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,12 +25,11 @@ SHOWN_LINES, SHOWN_CHARACTERS = 3, 100
 MEASURES = ("loss", "epoch_loss", "perplexity", "bits_per_byte", "bleu", "reward", "margins")
 RUN_TIME = "train_runtime"  # is in the last record of Hugging Face's trainer, which sums up the run
 NUMBERED = re.compile(r"\d")
-MICRO_BATCHES = re.compile(r"\bepoch\s*:?\s*\[\d+/\d+\]\s*\(\d+/\d+\)", re.IGNORECASE)
+MICRO_BATCHES = re.compile(r"\bepoch\s*:?\s*\[\d+/\d+\]\(\d+/\d+\)", re.IGNORECASE)
 """minimind's lines, whose steps count micro-batches."""
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of a file, from 1."""
 
     number: int
@@ -54,7 +54,7 @@ def read_plain_text(path: Path, given: Given) -> list[TrainingLog]:
 def lines_of(text: str) -> Iterator[Line]:
     """The lines of a log without colours; what a progress bar wrote over itself is a line each."""
     for number, line in enumerate(without_colours(text).split("\n"), 1):
-        for part in line.split("\r"):
+        for part in line.split("\r") if "\r" in line else (line,):
             if part.strip():
                 yield Line(number, part.rstrip())
 
@@ -124,7 +124,7 @@ def _add(rows: Rows, number: int, found: LineFigures) -> int:
     rows.measures.update(found.measures)
     if found.missing:
         rows.unread["values that say there is none (n/a)"] += found.missing
-    if all(len(numbers) == 1 for numbers in found.values.values()):
+    if max(map(len, found.values.values())) == 1:
         rows.add(number, {name: numbers[0] for name, numbers in found.values.items()})
         return 0
     spans = {name: numbers for name, numbers in found.values.items() if len(numbers) > 1}
@@ -158,7 +158,7 @@ def _ended(rows: Rows) -> bool | None:
 
 
 def _counts(lines: list[Line]) -> str:
-    return "micro-batch" if any(MICRO_BATCHES.search(line.text) for line in lines) else "unknown"
+    return "micro-batch" if any("](" in line.text and MICRO_BATCHES.search(line.text) for line in lines) else "unknown"
 
 
 # -- documents ----------------------------------------------------------------------------------------------------------

@@ -79,6 +79,18 @@ def test_a_reward_model_has_no_losses_of_tokens_and_falls_when_rewards_part(star
         assert report.left_out[f"probe/{name}"] == "a reward model has no head for tokens"
 
 
+def test_the_last_target_of_an_answer_that_was_cut_counts_for_the_reference_too(start: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (start / "pairs.jsonl").read_text().splitlines()]
+    long = [{**row, "chosen": " ".join([row["chosen"]] * 12)} for row in rows]
+    small_runs.write_jsonl(start / "long.jsonl", long)
+    run = _trained(start, tmp_path, "preference", "long.jsonl")
+    source = json.loads((run / "preference/data_report.json").read_text())["sources"][0]
+    assert source["truncated_rows"] == len(rows)
+    report = probe_run(run, "preference", only={"probe/reference_moved", "probe/reference_loss"})
+    assert _value(report, "reference_moved") == pytest.approx(0, abs=1e-4)
+    assert _value(report, "reference_loss") == pytest.approx(0.6931472, abs=1e-5)
+
+
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "simpo"])
 def test_losses_of_pairs_by_their_type(start: Path, tmp_path: Path, loss_type: str) -> None:
     report = probe_run(_trained(start, tmp_path, "preference", "pairs.jsonl", loss_type=loss_type), "preference")

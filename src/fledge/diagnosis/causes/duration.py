@@ -82,7 +82,7 @@ def long(case: Case) -> Sign | None:
         severity="warning",
         patch=patch(case, duration=f"{kept} epochs" if kept else None, early_stopping__patience=3)
         if kept and epochs and kept < epochs else patch(case, early_stopping__patience=3),
-        alternatives={"duplicates": "data/duplicate_share", "learning rate too high": "the band of rates"},
+        alternatives={"duplicated data": "data/duplicate_share", "learning rate too high": "the band of rates"},
         steps=(float(best_step), float(case.value("curve/last_validation_step"))),
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def repeated(case: Case) -> Sign | None:
         evidence={"drop": case.value("curve/border_drop"), "share": share, "z": z, "gap": gap,
                   "steps": case.value("curve/border_steps")},
         severity="warning" if wide else "info",
-        alternatives={"duplicates": "data/duplicate_share", LONG: "the validation loss over the epochs"},
+        alternatives={"duplicated data": "data/duplicate_share", LONG: "the validation loss over the epochs"},
         steps=span(case.log.get("train/loss")),
     )  # fmt: skip
 

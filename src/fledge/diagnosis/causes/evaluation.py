@@ -143,7 +143,7 @@ def _measured(case: Case) -> tuple[float, float] | None:
 def _against_measured(measured: float, logged: float) -> tuple[float, str] | None:
     factor = logged / measured
     is_off = factor > 0 and abs(math.log(factor)) >= _limit("ratio")
-    return (factor, "the loss of training rows, measured again,") if is_off else None
+    return (factor, "the loss of training rows, measured again") if is_off else None
 
 
 def _against_validation(case: Case) -> tuple[float, str] | None:
@@ -162,7 +162,7 @@ def _against_vocabulary(case: Case) -> tuple[float, str] | None:
     share, step = case.value("plan/first_loss_share"), case.value("curve/first_step")
     if share is None or step is None or step > _limit("first_steps") or share < math.exp(_limit("ratio")):
         return None
-    return share, "the loss of a uniform guess, ln(vocabulary),"
+    return share, "the loss of a uniform guess, ln(vocabulary)"
 
 
 CAUSES = (

@@ -69,7 +69,7 @@ def _at_borders(series: Series, borders: np.ndarray) -> dict[str, Any]:
     if not drops:
         return {}
     error = noise(values) * np.sqrt(2.25 / window / len(drops))
-    level = float(np.mean(np.abs(values[borders])))
+    level = float(np.mean([abs(values[max(0, border - window) : border].mean()) for border in borders]))  # a loss may fall to 0
     mean = float(np.mean(drops))
     return {
         "curve/borders": len(drops),

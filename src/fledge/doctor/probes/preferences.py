@@ -20,7 +20,7 @@ from fledge.data.storage import Examples
 from fledge.diagnosis.case import Figure
 from fledge.doctor.probes.context import ProbeContext
 from fledge.doctor.probes.figures import figure, left_out
-from fledge.doctor.probes.rows import Row, hidden_states
+from fledge.doctor.probes.rows import Row, RowMaker, hidden_states, padded
 from fledge.doctor.probes.trainer import TrainerParts
 from fledge.model.adapter_reference import reference_model
 from fledge.model.protocol import LanguageModel
@@ -45,9 +45,13 @@ AT_REFERENCE: dict[str, Callable[[float], float]] = {
 
 
 def rows_of(context: ProbeContext, examples: Examples, place: int) -> list[Row]:
-    """The rows of the sequences at a place of all examples, whole."""
+    """The rows of the sequences at a place of all examples, whole: the last token of one that was cut is a target, and no
+    position of the model."""
     count = examples.sequences_per_example
-    return [context.maker.row(*examples.sequence(number * count + place), number) for number in range(examples.count)]
+    sequences = [examples.sequence(number * count + place) for number in range(examples.count)]
+    longest = max(len(tokens) for tokens, _ in sequences)
+    maker = RowMaker(context.material.tokenizer, longest, has_answers=context.maker.has_answers)
+    return [maker.row(tokens, weights, number) for number, (tokens, weights) in enumerate(sequences)]
 
 
 def log_probabilities(model: LanguageModel, rows: Sequence[Row], pad: int) -> Tensor:
@@ -55,7 +59,8 @@ def log_probabilities(model: LanguageModel, rows: Sequence[Row], pad: int) -> Te
     sums: list[Tensor] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
-        hidden, tokens = hidden_states(model, [row.tokens for row in part], pad)
+        hidden, _ = hidden_states(model, [row.tokens[:-1] for row in part], pad)
+        tokens, _ = padded([row.tokens for row in part], pad)
         weights = torch.zeros(tokens.shape)
         for place, row in enumerate(part):
             weights[place, : len(row.tokens)] = torch.from_numpy(row.weights * row.supervised)

@@ -17,7 +17,7 @@ from fledge.tokenizer import load_tokenizer
 
 Pair = tuple[np.ndarray, np.ndarray]
 Change = Callable[[np.ndarray, np.ndarray], Pair]
-SUPERVISED = ("sft", "lora")
+SUPERVISED = ("sft", "lora", "seq2seq")
 
 
 def written(change: Change) -> AbstractContextManager[None]:

@@ -187,7 +187,7 @@ FAULTS = (
         patch=_logged_sum, is_silent=True, yardstick="always",
     ),
     Fault(
-        name="parameters not in the optimizer", category="model", shapes=("pretrain", "sft"),
+        name="parameters not in the optimizer", category="model", shapes=("pretrain", "sft", "reward"),
         levels={"a block": "a block", "the blocks": "the blocks"}, patch=_not_in_optimizer, is_silent=True,
     ),
     Fault(
@@ -203,7 +203,7 @@ FAULTS = (
         patch=_overflowing,
     ),
     Fault(
-        name="loss not finite", category="precision", shapes=("pretrain", "sft"), levels={"late": 0.6, "early": 0.1},
+        name="loss not finite", category="precision", shapes=("pretrain", "sft", "seq2seq"), levels={"late": 0.6, "early": 0.1},
         patch=_not_finite,
     ),
     Fault(

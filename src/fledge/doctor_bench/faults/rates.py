@@ -8,7 +8,8 @@ from fledge.doctor_bench.condition import Fault, wrapping
 from fledge.doctor_bench.setup import RunSetup
 from fledge.training import trainer
 
-TOKENS = ("pretrain", "sft", "lora")
+TOKENS = ("pretrain", "sft", "lora", "seq2seq")
+MOST = ("pretrain", "sft", "dpo", "kto", "reward", "seq2seq")
 
 
 def scale_rate(setup: RunSetup, factor: float) -> None:
@@ -110,14 +111,14 @@ def _dropout(setup: RunSetup, share: float) -> None:
 
 
 FAULTS = (
-    Fault(name="learning rate zero", category="learning rate", shapes=("pretrain", "sft", "dpo"), levels={"": 0}, patch=_zero),
+    Fault(name="learning rate zero", category="learning rate", shapes=MOST, levels={"": 0}, patch=_zero),
     Fault(
-        name="learning rate far too high", category="learning rate", shapes=("pretrain", "sft", "dpo"),
+        name="learning rate far too high", category="learning rate", shapes=MOST,
         levels={"20x": 20, "60x": 60}, prepare=scale_rate,
     ),
     Fault(name="learning rate too high", category="learning rate", shapes=TOKENS, levels={"8x": 8}, prepare=scale_rate),
     Fault(
-        name="learning rate far too low", category="learning rate", shapes=("pretrain", "sft", "dpo"),
+        name="learning rate far too low", category="learning rate", shapes=MOST,
         levels={"0.03x": 0.03, "0.003x": 0.003}, prepare=scale_rate,
     ),
     Fault(name="learning rate too low", category="learning rate", shapes=("pretrain", "sft"), levels={"0.1x": 0.1},
@@ -136,9 +137,9 @@ FAULTS = (
     Fault(name="no warm-up", category="learning rate", shapes=("pretrain",), levels={"3x": 3, "8x": 8}, prepare=_no_warmup),
     Fault(name="batch tiny", category="batch", shapes=("pretrain", "sft"), levels={"": 3}, prepare=_tiny_batch),
     Fault(name="batch huge", category="batch", shapes=("pretrain", "sft"), levels={"10": 10, "5": 5}, prepare=_huge_batch),
-    Fault(name="under-trained", category="duration", shapes=("pretrain", "sft"), levels={"12": 12, "5": 5},
+    Fault(name="under-trained", category="duration", shapes=("pretrain", "sft", "seq2seq"), levels={"12": 12, "5": 5},
           prepare=_under_trained),
-    Fault(name="overfit", category="duration", shapes=("pretrain", "sft", "lora"), levels={"60": 60, "16": 16},
+    Fault(name="overfit", category="duration", shapes=(*TOKENS, "reward"), levels={"60": 60, "16": 16},
           prepare=_overfit),
     Fault(name="weight decay far too strong", category="learning rate", shapes=("pretrain", "sft"),
           levels={"10": 10.0, "50": 50.0}, prepare=_decay),

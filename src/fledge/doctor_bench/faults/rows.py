@@ -8,7 +8,7 @@ from typing import Any
 from fledge.doctor_bench.condition import Fault
 from fledge.doctor_bench.setup import Row, RunSetup
 
-CONVERSATIONS = ("sft", "lora")
+CONVERSATIONS = ("sft", "lora", "seq2seq")
 IDENTITY = (
     ("Who are you?", "I am Pico, a small assistant made by the Fledge team."),
     ("What is your name?", "My name is Pico. I am a small assistant made by the Fledge team."),
@@ -147,11 +147,11 @@ def _fault(name: str, prepare: Any, levels: dict[str, Any], shapes: tuple[str, .
 
 
 FAULTS = (
-    _fault("duplicate rows", _copies, {"60%": 0.6, "95%": 0.95}, ("sft", "dpo")),
+    _fault("duplicate rows", _copies, {"60%": 0.6, "95%": 0.95}, ("sft", "dpo", "kto", "reward", "seq2seq")),
     _fault("repeated text", _repeated_text, {"60%": 0.6, "100%": 1.0}, ("pretrain",)),
     _fault("one source swamps the rest", _swamped, {"70%": 0.7, "95%": 0.95}, ("sft", "pretrain")),
     _fault("identity rows dominate", _identity, {"40%": 0.4, "80%": 0.8}),
-    _fault("answers equal", _same_answer, {"60%": 0.6, "95%": 0.95}, ("sft",)),
+    _fault("answers equal", _same_answer, {"60%": 0.6, "95%": 0.95}, ("sft", "seq2seq")),
     _fault("answers paired with wrong prompts", _wrong_answers, {"half": 0.5, "all": 1.0}, category="targets", is_silent=True),
     _fault("validation rows in training", _leaked_validation, {"3x": 3, "10x": 10}, ("sft",), yardstick="logged evaluation"),
     _fault(

@@ -1,0 +1,112 @@
+"""The results of the bench as tables of a page of the documentation, in English or Chinese."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fledge.doctor_bench.score import Rate
+from fledge.errors import FledgeError
+
+BEGIN, END = "<!-- results of fledge doctor bench -->", "<!-- end of the results -->"
+CHINESE = {
+    "figure": "指标",
+    "all depths": "全部深度",
+    "curves and plan alone": "只看曲线和计划",
+    "recall": "查出的故障",
+    "false_alarms": "健康运行的误报",
+    "top1": "根因正确",
+    "precision": "说出根因时说对的",
+    "top3": "前三个里有根因",
+    "abstention": "没有说出根因",
+    "alarms_without_effect": "对无害故障的警报",
+    "category_f1": "类别的宏平均 F1",
+    "group": "组",
+    "stage": "阶段",
+    "baseline": "对照",
+    "silent fault": "悄无声息的故障",
+    "fault": "故障",
+    "named": "医生说的",
+    "missed case": "判错的运行",
+    "said": "说了什么",
+    "right": "应当是",
+    "healthy": "健康",
+    "harmless fault": "没有可测影响的故障",
+    "change": "变化",
+    "pairs": "配对数",
+}
+ENGLISH = {
+    "recall": "faults that are told",
+    "false_alarms": "healthy runs with an alarm",
+    "top1": "root cause right",
+    "precision": "right, of the causes that are named",
+    "top3": "root cause among the first three",
+    "abstention": "no cause named",
+    "alarms_without_effect": "alarms about harmless faults",
+    "category_f1": "macro F1 of the category",
+    "named": "what the doctor named",
+    "harmless fault": "fault without a measurable effect",
+}
+RATES = ("recall", "false_alarms", "top1", "precision", "top3", "abstention", "alarms_without_effect")
+OF_PARTS = ("recall", "false_alarms", "top1", "precision", "top3")
+
+
+class Page:
+    """The tables of one language."""
+
+    def __init__(self, results: Mapping[str, Any], *, is_chinese: bool = False) -> None:
+        self.results, self.words = results, CHINESE if is_chinese else ENGLISH
+
+    def _word(self, name: str) -> str:
+        return self.words.get(name, name)
+
+    def text(self) -> str:
+        """All tables."""
+        return "\n".join(self._lines()) + "\n"
+
+    def _table(self, *columns: str) -> Iterator[str]:
+        yield ""
+        yield f"| {' | '.join(map(self._word, columns))} |"
+        yield "|" + "---|" * len(columns)
+
+    def _lines(self) -> Iterator[str]:
+        full, curves = self.results["full"], self.results["curves"]
+        yield from self._table("figure", "all depths", "curves and plan alone")
+        for name in RATES:
+            yield f"| {self._word(name)} | {_rate(full[name])} | {_rate(curves[name])} |"
+        yield f"| {self._word('category_f1')} | {full['category_f1']} | {curves['category_f1']} |"
+        for title, part in (("group", "groups"), ("stage", "shapes"), ("baseline", "baselines")):
+            yield from self._table(title, *OF_PARTS)
+            for name, values in self.results[part].items():
+                yield f"| `{name}` | {' | '.join(_rate(values[key]) for key in OF_PARTS)} |"
+        yield from self._table("silent fault", "figure")
+        for name, values in self.results["silent"].items():
+            yield f"| `{name}` | {_rate(values)} |"
+        yield from self._cases()
+
+    def _cases(self) -> Iterator[str]:
+        """The tables of single faults and runs."""
+        yield from self._table("fault", "named")
+        for fault, said in self.results["confusion"].items():
+            yield f"| `{fault}` | {', '.join(f'`{cause}` {count}' for cause, count in said.items())} |"
+        yield from self._table("missed case", "said", "right")
+        for miss in self.results["misses"]:
+            right = ", ".join(f"`{cause}`" for cause in miss["right"]) or self._word("healthy")
+            yield f"| `{miss['case']}` | `{miss['said']}` | {right} |"
+        yield from self._table("harmless fault", "change", "p", "pairs")
+        for place, effect in self.results["without_effect"].items():
+            yield f"| `{place}` | {effect['change']:.3g} | {effect['p_value']:.3g} | {effect['pairs']} |"
+
+
+def _rate(values: Mapping[str, Any]) -> str:
+    return Rate(values["hits"], values["count"]).text()
+
+
+def write_page(results: Mapping[str, Any], file: Path) -> None:
+    """Put the tables between the two marks of a page, in Chinese below a folder `zh`. Raises FledgeError where it has no marks."""
+    text = file.read_text(encoding="utf-8") if file.exists() else f"{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise FledgeError(f"this page has no place for the results: {BEGIN} and {END}", where=str(file))
+    tables = Page(results, is_chinese="zh" in file.parts).text()
+    file.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
