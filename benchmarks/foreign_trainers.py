@@ -143,7 +143,7 @@ def sft(case: dict[str, Any]) -> Any:
         rows = [{"input_ids": one, "completion_mask": [0] * len(one)} for one in ids]
     held, rows = rows[:60], rows[60 : 60 + how.get("count", len(rows))]
     return SFTTrainer(
-        start(case), SFTConfig(**arguments(case["name"], how), max_length=96), train_dataset=Dataset.from_list(rows),
+        start(case), SFTConfig(**arguments(case["name"], how), max_length=BLOCK), train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(held), processing_class=tokenizer(), peft_config=_adapter(how),
     )  # fmt: skip
 
@@ -157,14 +157,14 @@ def dpo(case: dict[str, Any]) -> Any:
     tree = json.loads((DATA / "llamafactory" / "dpo_en_demo.json").read_text(encoding="utf-8"))
     names = ("rejected", "chosen") if how.get("swapped") else ("chosen", "rejected")
     rows = [
-        {"prompt": row["conversations"][-1]["value"][-120:] + "\n", "chosen": row[names[0]]["value"][:200],
-         "rejected": row[names[1]]["value"][:200]}
+        {"prompt": row["conversations"][-1]["value"][-60:] + "\n", "chosen": row[names[0]]["value"][:120],
+         "rejected": row[names[1]]["value"][:120]}
         for row in tree
     ]  # fmt: skip
     rows = rows[: how.get("count", len(rows))]
-    settings = arguments(case["name"], {"batch": 6, **how})
+    settings = arguments(case["name"], {"batch": 4, **how})
     return DPOTrainer(
-        start(case), args=DPOConfig(**settings, beta=how["beta"], max_length=128), train_dataset=Dataset.from_list(rows),
+        start(case), args=DPOConfig(**settings, beta=how["beta"], max_length=64), train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(),
     )  # fmt: skip
 
@@ -193,7 +193,7 @@ def grpo(case: dict[str, Any]) -> Any:
 
     how = case["how"]
     rows = [{"prompt": row["prompt"], "answer": row["completion"]} for row in word_rows(400)]
-    settings = arguments(case["name"], {"batch": 32, **how})
+    settings = arguments(case["name"], {"batch": 16, **how})
     longest = how.get("longest", 12)
     config = GRPOConfig(**settings, num_generations=8, max_completion_length=longest, beta=how.get("kl", 0.0), temperature=1.0)
     return GRPOTrainer(
@@ -211,6 +211,8 @@ def trained(make: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]],
         folder = Path(case["name"])
         trainer.save_state()
         trainer.save_model(str(folder / "model"))
+        if type(trainer).__module__.startswith("trl"):
+            trainer.create_model_card()  # as it does with each checkpoint
         for name in ("config.json", "adapter_config.json", "README.md"):
             if (folder / "model" / name).is_file():
                 shutil.copy(folder / "model" / name, folder / name)
@@ -274,9 +276,9 @@ def llamafactory(case: dict[str, Any]) -> None:
     run_exp(
         {
             "model_name_or_path": str(model), "stage": how["stage"], "do_train": True, "finetuning_type": "full",
-            "dataset_dir": "llamafactory-data", "template": "default", "cutoff_len": 96, "overwrite_cache": True,
+            "dataset_dir": "llamafactory-data", "template": "default", "cutoff_len": 64, "overwrite_cache": True,
             "dataset": {"sft": "alpaca_en_demo", "dpo": "dpo_en_demo"}[how["stage"]], "output_dir": str(folder / "out"),
-            "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": how["learning_rate"],
+            "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": how["learning_rate"],
             "max_steps": how["max_steps"], "lr_scheduler_type": "cosine", "warmup_steps": 6, "logging_steps": 2,
             "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False, "plot_loss": False, "seed": 1,
         }

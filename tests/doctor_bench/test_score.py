@@ -98,12 +98,12 @@ def test_results_are_put_between_the_marks_of_a_page(tmp_path: Path) -> None:
     results = results_of(ALL, [], {})
     results["baselines"] = {}
     page = tmp_path / "page.md"
-    page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
+    page.write_text(f"# Title\n\n{BEGIN}\nearlier tables\n{END}\n\nafter\n", encoding="utf-8")
     write_page(results, page)
     write_page(results, page)
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Title\n") and text.endswith("\n\nafter\n") and "old" not in text
-    assert text.count("| figure |") == 1
+    assert text.startswith("# Title\n") and text.endswith("\n\nafter\n") and "earlier tables" not in text
+    assert text.count("| figure | all depths |") == 1
     page.write_text("no marks")
     with pytest.raises(FledgeError, match="no place for the results"):
         write_page(results, page)

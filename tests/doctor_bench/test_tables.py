@@ -71,13 +71,19 @@ def test_the_quick_form_has_faults_and_healthy_runs() -> None:
     assert all(key.shape in GROUPS[QUICK].shapes and key.level in condition_of(key).levels for key in keys)
 
 
-def test_held_out_groups_differ_in_size_data_language_and_stages() -> None:
-    dev, held = GROUPS["dev"], [group for group in GROUPS.values() if group.part == "held-out"]
+@pytest.mark.parametrize("part", ["held-out", "second"])
+def test_held_out_groups_differ_in_size_data_language_and_stages(part: str) -> None:
+    dev, held = GROUPS["dev"], [group for group in GROUPS.values() if group.part == part]
     assert any(group.model["hidden_size"] > dev.model["hidden_size"] for group in held)
     assert any(group.source != dev.source for group in held)
     assert any(group.languages != dev.languages for group in held)
     assert any(not set(group.shapes) & set(dev.shapes) for group in held)
     assert all(group.data_seed != dev.data_seed for group in held if group.source == dev.source)
+
+
+def test_no_two_groups_have_the_same_rows() -> None:
+    rows = [(group.source, group.data_seed) for group in GROUPS.values() if group.part != QUICK]
+    assert len(set(rows)) == len(rows)
 
 
 def test_the_options_have_defaults() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from fledge.diagnosis.thresholds import thresholds_hash
 from fledge.doctor_bench.case_key import CaseKey
 from fledge.doctor_bench.frozen import check_frozen, freeze
-from fledge.doctor_bench.groups import GROUPS, PARTS, QUICK, Group
+from fledge.doctor_bench.groups import GROUPS, PARTS, QUICK, TUNED_ON, Group
 from fledge.doctor_bench.options import make_parser
 from fledge.errors import FledgeError
 
@@ -26,7 +26,7 @@ def main(options: argparse.Namespace) -> int:
         print(f"thresholds frozen: {freeze()}")
         return 0
     groups, out = chosen_groups(options), options.judge or options.out
-    if any(group.part == "held-out" for group in groups) and not options.train_only:
+    if any(group.part not in TUNED_ON for group in groups) and not options.train_only:
         check_frozen()
     log: Log = (lambda text: None) if options.json else print
     log(f"thresholds {thresholds_hash()[:16]}")

@@ -5,6 +5,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ SIZES = Sizes(pretrain=4800, sft=2900, preference=480, validation=20, questions=
 OWN_ROWS = {"pretrain": 1500, "sft": 1000}  # of the rows of a kind, at most half: the others are of the start models
 START_ROWS = {"pretrain": "base", "sft": "chat"}  # kind of rows → name of the start model that learns the others
 PROMPTS = 160  # of stages on rewards
-CHARACTERS = 400  # of a paragraph of real text
+PARAGRAPH, POEM = 400, 120  # characters of a paragraph, and of a poem
+FITTING_ENGLISH, FITTING_CHINESE = 240, 64  # characters of a question with its answer that a context of 128 tokens holds
+SENTENCE_ENDS = ".。!！?？\n"
 
 
 class Rows(NamedTuple):
@@ -84,58 +87,94 @@ def labelled(pairs: Sequence[Row]) -> list[Row]:
 # -- real data ----------------------------------------------------------------------------------------------------------
 
 
-def real_data() -> Path | None:
-    """The folder with real data; None: there is none."""
+def real_data() -> Path:
+    """The folder with real data. Raises FledgeError if there is none."""
     folder = os.environ.get(REAL_DATA)
-    return Path(folder) if folder and Path(folder).is_dir() else None
-
-
-def real_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
-    """Real texts (Shakespeare, Tang poems), instructions (Alpaca) and pairs in short form. Raises FledgeError if the folder of
-    real data is not there."""
-    data = real_data()
-    if data is None:
+    if not folder or not Path(folder).is_dir():
         raise FledgeError("this group needs real data", where=f"environment variable {REAL_DATA}", hint="name its folder there")
-    tables = {
-        "pretrain": [{"text": text} for text in _texts(data)],
-        "sft": [_instruction(row) for row in _json(data, "alpaca_en_demo") + _json(data, "alpaca_zh_demo")],
-        "preference": [_pair(row) for row in _json(data, "dpo_en_demo") + _json(data, "dpo_zh_demo")],
-    }
+    return Path(folder)
+
+
+def instruction_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
+    """Shakespeare and Tang poems, instructions of Alpaca, and pairs of LLaMA-Factory's demonstrations."""
+    data = real_data()
+    text = (data / "shakespeare" / "input.txt").read_text(encoding="utf-8")
+    texts = [text[start : start + PARAGRAPH] for start in range(0, 1_000_000, PARAGRAPH)] + _poems(data, "poet.tang.0")
+    instructions = [
+        conversation(row["instruction"] + ("\n" + row["input"] if row["input"] else ""), row["output"])
+        for name in ("alpaca_en_demo", "alpaca_zh_demo")
+        for row in _json(data, name)
+    ]
+    pairs = [
+        pair(row["conversations"][-1]["value"], row["chosen"]["value"], row["rejected"]["value"])
+        for name in ("dpo_en_demo", "dpo_zh_demo")
+        for row in _json(data, name)
+    ]
+    return _tables(seed, languages, texts, instructions, pairs)
+
+
+def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
+    """Web pages and Tang poems, questions and answers of ChatLM, and pairs of an answer and that to another question."""
+    import pyarrow.parquet
+
+    data = real_data()
+    pages = (data / "llamafactory" / "c4_demo.jsonl").read_text(encoding="utf-8").splitlines()
+    long = [json.loads(line)["text"] for line in pages if line.strip()]
+    texts = [page[start : start + PARAGRAPH] for page in long for start in range(0, min(len(page), 8 * PARAGRAPH), PARAGRAPH)]
+    names = ("my_train_dataset_3k", "my_test_dataset_2k", "my_valid_dataset_1k")
+    rows = [row for name in names for row in pyarrow.parquet.read_table(data / "chatlm" / f"{name}.parquet").to_pylist()]
+    half = len(rows) // 2
+    pairs = [pair(row["prompt"], row["response"], other["response"]) for row, other in pairwise(rows[: half + 1])]
+    questions = [conversation(row["prompt"], row["response"]) for row in rows[half:]]
+    return _tables(seed, languages, texts + _poems(data, "poet.tang.1000"), questions, pairs)
+
+
+def _tables(
+    seed: int, languages: str, texts: Sequence[str], conversations: Sequence[Row | None], pairs: Sequence[Row | None]
+) -> dict[str, Rows]:
+    tables = {"pretrain": [{"text": text} for text in texts], "sft": conversations, "preference": pairs}
     chosen = LANGUAGES[languages]
-    return {name: divided([row for row in rows if chosen(row)], seed) for name, rows in tables.items()}
+    return {name: divided([row for row in rows if row and chosen(row)], seed) for name, rows in tables.items()}
 
 
 def _json(data: Path, name: str) -> list[Mapping[str, Any]]:
     return json.loads((data / "llamafactory" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def _texts(data: Path) -> list[str]:
-    text = (data / "shakespeare" / "input.txt").read_text(encoding="utf-8")
-    english = [text[start : start + CHARACTERS] for start in range(0, 600_000, CHARACTERS)]
-    poems = json.loads((data / "poetry" / "poet.tang.0.json").read_text(encoding="utf-8"))
-    return english + ["".join(poem["paragraphs"]) for poem in poems if poem["paragraphs"]]
+def _poems(data: Path, name: str) -> list[str]:
+    poems = json.loads((data / "poetry" / f"{name}.json").read_text(encoding="utf-8"))
+    return ["".join(poem["paragraphs"])[:POEM] for poem in poems if poem["paragraphs"]]
 
 
-def _short(text: str) -> str:
-    """The beginning of a text, up to the end of a sentence where there is one."""
-    cut = text[: CHARACTERS // 4]
-    end = max(cut.rfind(mark) for mark in ".。!！?？\n")
-    return cut[: end + 1] if end > 10 else cut
+def fitting(text: str, share: float) -> str:
+    """The whole sentences at the beginning of a text that take a share of what fits; empty if the first does not."""
+    most = int(share * (FITTING_CHINESE if CHINESE.search(text) else FITTING_ENGLISH))
+    if len(text) <= most:
+        return text.strip()
+    return text[: max(text[:most].rfind(mark) for mark in SENTENCE_ENDS) + 1].strip()
 
 
-def _instruction(row: Mapping[str, Any]) -> Row:
-    question = _short(row["instruction"] + ("\n" + row["input"] if row["input"] else ""))
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": _short(row["output"])}]
-    return {"messages": turns}
+def conversation(question: str, answer: str) -> Row | None:
+    """A question with its answer, shortened to whole sentences; None where they do not fit."""
+    asked, said = fitting(question, 0.4), fitting(answer, 0.6)
+    if asked != question.strip() or not said:
+        return None
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
 
 
-def _pair(row: Mapping[str, Any]) -> Row:
-    question = _short(row["conversations"][-1]["value"])
-    answers = {name: _short(row[name]["value"]) for name in ("chosen", "rejected")}
-    return {"messages": [{"role": "user", "content": question}], **answers}
+def pair(question: str, chosen: str, rejected: str) -> Row | None:
+    """A question with two answers, shortened to whole sentences; None where they do not fit."""
+    asked, good, bad = fitting(question, 0.4), fitting(chosen, 0.6), fitting(rejected, 0.6)
+    if not asked or not good or not bad or good == bad:
+        return None
+    return {"messages": [{"role": "user", "content": asked}], "chosen": good, "rejected": bad}
 
 
-SOURCES: dict[str, Callable[[int, str, Path], dict[str, Rows]]] = {"world": world_rows, "real": real_rows}
+SOURCES: dict[str, Callable[[int, str, Path], dict[str, Rows]]] = {
+    "world": world_rows,
+    "instructions": instruction_rows,
+    "questions": question_rows,
+}
 
 
 def write_group_data(source: str, seed: int, languages: str, folder: Path) -> None:

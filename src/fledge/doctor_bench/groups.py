@@ -14,24 +14,30 @@ MIDDLE: dict[str, Any] = {**DECODER, "hidden_size": 64, "num_hidden_layers": 2, 
 class Group:
     """Runs with one model size on one set of data.
 
-    `part`: `quick`, a look whether everything works; `dev`, whose results thresholds are tuned on; `held-out`, which is read
-    only with frozen thresholds. `source`: a key of `group_data.SOURCES`; `data_seed`, `languages`: of its rows. `shapes`: names
-    of the shapes of stages. `start_steps`: updates of start models, by name.
+    `part`: `quick`, a look whether everything works; `dev`, whose results thresholds are tuned on; `held-out` and `second`, for
+    a first and a second reading, each with frozen thresholds. `source`: a key of `group_data.SOURCES`; `data_seed`,
+    `languages`: of its rows. `shapes`: names of the shapes of stages. `steps`: updates of healthy runs, where they are not
+    those of the shape. `start_steps`: updates of start models, by name.
     """
 
     name: str
-    part: Literal["quick", "dev", "held-out"]
+    part: Literal["quick", "dev", "held-out", "second"]
     model: Mapping[str, Any]
     shapes: tuple[str, ...]
     source: str = "world"
     data_seed: int = 1
     languages: str = "zh+en"
     vocab_size: int = 800
+    steps: Mapping[str, int] = field(default_factory=dict)
     start_steps: Mapping[str, int] = field(default_factory=lambda: {"base": 500, "half": 150, "chat": 300})
 
 
 ONE_LANGUAGE = ("pretrain", "sft", "dpo", "grpo")
+OTHER_STAGES = ("kto", "reward", "seq2seq")
+REAL_SHAPES, REAL_VOCABULARY = ("pretrain", "sft", "lora", "dpo"), 2000
+REAL_STEPS = {"pretrain": 250, "sft": 100}  # real text is learned more slowly
 DECODER_SHAPES = ("pretrain", "moe", "sft", "lora", "dpo", "grpo")
+DEEPER: dict[str, Any] = {**DECODER, "hidden_size": 80, "num_hidden_layers": 4, "intermediate_size": 208}
 TINY: dict[str, Any] = {**DECODER, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
 GROUPS: dict[str, Group] = {
     one.name: one
@@ -39,10 +45,30 @@ GROUPS: dict[str, Group] = {
         Group(name="quick", part="quick", model=TINY, shapes=("pretrain", "sft"), start_steps={"base": 100, "half": 40}),
         Group(name="dev", part="dev", model=SMALL, shapes=DECODER_SHAPES),
         Group(name="size", part="held-out", model=LARGER, shapes=DECODER_SHAPES, data_seed=2),
-        Group(name="data", part="held-out", model=MIDDLE, shapes=("pretrain", "sft", "lora", "dpo"), source="real"),
+        Group(
+            name="data",
+            part="held-out",
+            model=MIDDLE,
+            shapes=REAL_SHAPES,
+            source="instructions",
+            vocab_size=REAL_VOCABULARY,
+            steps=REAL_STEPS,
+        ),
         Group(name="language", part="held-out", model=SMALL, shapes=ONE_LANGUAGE, data_seed=3, languages="zh"),
-        Group(name="stages", part="held-out", model=SMALL, shapes=("kto", "reward", "seq2seq"), data_seed=4),
+        Group(name="stages", part="held-out", model=SMALL, shapes=OTHER_STAGES, data_seed=4),
+        Group(name="size-2", part="second", model=DEEPER, shapes=DECODER_SHAPES, data_seed=12),
+        Group(
+            name="data-2",
+            part="second",
+            model=MIDDLE,
+            shapes=REAL_SHAPES,
+            source="questions",
+            vocab_size=REAL_VOCABULARY,
+            steps=REAL_STEPS,
+        ),
+        Group(name="language-2", part="second", model=SMALL, shapes=ONE_LANGUAGE, data_seed=13, languages="en"),
+        Group(name="stages-2", part="second", model=MIDDLE, shapes=OTHER_STAGES, data_seed=14),
     )
 }
-PARTS = ("dev", "held-out")
+PARTS, TUNED_ON = ("dev", "held-out", "second"), ("quick", "dev")
 QUICK = "quick"

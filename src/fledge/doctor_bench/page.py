@@ -102,7 +102,7 @@ def _rate(values: Mapping[str, Any]) -> str:
 
 
 def write_page(results: Mapping[str, Any], file: Path) -> None:
-    """Put the tables between the two marks of a page, in Chinese below a folder `zh`. Raises FledgeError where it has no marks."""
+    """Put the tables between the two marks of a page, in Chinese below a folder `zh`. FledgeError where it has no marks."""
     text = file.read_text(encoding="utf-8") if file.exists() else f"{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ VALIDATION_PACKED_ROWS = 32
 
 def healthy_setup(group: GroupFolder, shape_name: str, seed: int, folder: Path) -> RunSetup:
     """The setup of a healthy run; `folder` gets the run directory and the run's own files."""
-    shape = SHAPES[shape_name]
+    shape = replace(SHAPES[shape_name], steps=group.group.steps.get(shape_name, SHAPES[shape_name].steps))
     recipe = {
         "name": "run",
         "output": str(folder),

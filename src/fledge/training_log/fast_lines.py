@@ -15,7 +15,7 @@ MOST_FORMS = 20_000
 PARTS_OF_NUMBERS = ("+", "-", ".", ",", *map(str, range(10)))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Form:
     """A form of lines. `places`: column → which number of the line it is, and its factor; the factor is None while the number
     was always 0, of which it cannot be told. `agreed`: lines on which this and the full reading gave the same; `used`: lines
@@ -57,7 +57,7 @@ class LineReader:
         if form is None:
             found = read_line(line, self.wanted)
             if len(self._forms) < MOST_FORMS:
-                self._forms[key] = _Form(found, _places(found, tokens))
+                self._forms[key] = _Form(figures=found, places=_places(found, tokens))
             return found
         if form.wrong or form.places is None:
             return self._learn_again(form, line, tokens)
@@ -97,6 +97,8 @@ def _places(found: LineFigures, tokens: list[str]) -> dict[str, tuple[int, float
     """Which number of the line each figure is; None where that cannot be told from this line."""
     places: dict[str, tuple[int, float | None]] = {}
     numbers = [plain_number(token) for token in tokens]
+    if numbers.count(0.0) > sum(values[0] == 0 for values in found.values.values()):
+        return None  # a 0 that is no figure could be taken for one
     after = 0
     for name, values in found.values.items():
         counts, value = name.startswith("axis/"), values[0]

@@ -28,7 +28,7 @@ class NumberedLine(Protocol):
         ...
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Piece:
     """Settings of one block of a text. `values`: name → value; `lines`: name → line; `before`: name → the value before a
     change, where a comment says it (`from 50 to 25`); `name`: of the class or section around them; `first`, `last`: lines."""
@@ -74,7 +74,7 @@ HEADER = re.compile(
 def settings_of_lines(lines: Iterable[NumberedLine], where: str) -> TrainingSettings:
     """Settings that a trainer printed before and while it trained: lines that hold a known name, `=` or `:` and a number, and
     command lines."""
-    piece = Piece(1, 1)
+    piece = Piece(first=1, last=1)
     for line in lines:
         text = line.text.strip()
         if "Namespace(" in text or "TrainingArguments(" in text:
@@ -121,7 +121,7 @@ def settings_of_text(text: str, where: str, stage: str | None = None) -> Trainin
     """
     pieces, notes = _of_stage([piece for piece in _pieces(text) if piece.values or piece.rows_of_update], stage)
     own, proposals = _own_and_proposed(pieces)
-    run = Piece(1, 1, name=next((piece.name for piece in (*own, *proposals) if piece.name), ""))
+    run = Piece(first=1, last=1, name=next((piece.name for piece in (*own, *proposals) if piece.name), ""))
     for piece in own:
         for name, value in piece.values.items():
             run.add(name, value, piece.lines[name])
@@ -180,7 +180,7 @@ def _fenced(lines: list[str]) -> Iterator[tuple[int, str, list[str]]]:
 
 
 def _of_shell(lines: list[str], first: int) -> list[Piece]:
-    piece = Piece(first, first + len(lines) - 1)
+    piece = Piece(first=first, last=first + len(lines) - 1)
     for number, line in enumerate(lines, first):
         for name, value in OPTION.findall(line):
             if _is_setting(name):
@@ -198,10 +198,10 @@ def _of_code(code: str, first: int) -> list[Piece]:
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     pieces = []
     for node in classes:
-        piece = Piece(first + node.lineno - 1, first + (node.end_lineno or node.lineno) - 1, name=node.name)
+        piece = Piece(first=first + node.lineno - 1, last=first + (node.end_lineno or node.lineno) - 1, name=node.name)
         _assignments(node.body, piece, first, lines)
         pieces.append(piece)
-    rest = Piece(first, first + len(lines) - 1)
+    rest = Piece(first=first, last=first + len(lines) - 1)
     _assignments([node for node in tree.body if node not in classes], rest, first, lines)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -269,7 +269,7 @@ def _constant(node: ast.expr) -> Any:
 
 def _line_by_line(code: str, first: int) -> Piece:
     lines = code.split("\n")
-    piece = Piece(first, first + len(lines) - 1)
+    piece = Piece(first=first, last=first + len(lines) - 1)
     for number, line in enumerate(lines, first):
         if match := SECTION.match(line):
             piece.name = piece.name or match[1]

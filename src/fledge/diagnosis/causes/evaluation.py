@@ -108,7 +108,7 @@ def summed(case: Case) -> Sign | None:
         return None
     if times is None and factor < 1:
         return None
-    known = f", and an update has {times:.0f} micro-batches" if times else ""
+    known = f", and an update has {times:.0f} micro-batches" if times else f", as if an update had {factor:.0f} micro-batches"
     return sign(
         SUMMED,
         "likely" if fits or (inverse and is_measured and case.probed_step == 0) else "possible",
