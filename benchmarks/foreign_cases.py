@@ -72,7 +72,7 @@ SFT = (
     _case("trl_sft-rate-high", NAMED, "learning rate × 200", (HIGH, "no warm-up"),
           learning_rate=0.1, max_steps=60, rows="alpaca", after="hf-fine-tune"),
     _case("trl_sft-overfit", NAMED, "32 rows, 30 epochs", MEMORISED,
-          learning_rate=2e-3, max_steps=60, rows="alpaca", count=48, eval_every=15, after="hf-fine-tune"),
+          learning_rate=4e-3, max_steps=160, rows="alpaca", count=32, eval_every=16, after="hf-fine-tune"),
     _case("trl_sft-lora", learning_rate=5e-3, max_steps=60, rows="alpaca", lora=8, after="hf-fine-tune"),
     _case("trl_sft-lora-rate-low", OPEN, "rate of an adapter × 0.001", (LOW,),
           learning_rate=5e-6, max_steps=60, rows="alpaca", lora=8, after="hf-fine-tune"),

@@ -141,9 +141,11 @@ def sft(case: dict[str, Any]) -> Any:
         words = tokenizer()
         ids = [words(row["prompt"] + row["completion"]).input_ids[:BLOCK] for row in rows]
         rows = [{"input_ids": one, "completion_mask": [0] * len(one)} for one in ids]
+    settings = arguments(case["name"], how)
     held, rows = rows[:60], rows[60 : 60 + how.get("count", len(rows))]
     return SFTTrainer(
-        start(case), SFTConfig(**arguments(case["name"], how), max_length=BLOCK), train_dataset=Dataset.from_list(rows),
+        start(case), SFTConfig(**settings, max_length=BLOCK, completion_only_loss=how.get("masked")),
+        train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(held), processing_class=tokenizer(), peft_config=_adapter(how),
     )  # fmt: skip
 

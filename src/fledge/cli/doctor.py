@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fledge.cli.doctor_arguments import PROOF_MINUTES
 from fledge.errors import FledgeError
-from fledge.escaping import escaped_json
+from fledge.escaping import escaped, escaped_json
 from fledge.localization import shown
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _print_text(found: "list[Examination]", options: argparse.Namespace) -> None
         lines += summary_lines(found)
     lines.append(seconds_line(found))
     for row in rendered(lines, width):
-        print(row)
+        print(escaped(row))
 
 
 def _prove(found: "list[Examination]", options: argparse.Namespace) -> "list[Proof]":

@@ -14,6 +14,7 @@ from fledge.doctor_bench.frozen import check_frozen, freeze
 from fledge.doctor_bench.groups import GROUPS, PARTS, QUICK, TUNED_ON, Group
 from fledge.doctor_bench.options import make_parser
 from fledge.errors import FledgeError
+from fledge.escaping import escaped, escaped_json
 
 JUDGEMENTS, RESULTS = "judgements.jsonl", "results.json"
 Log = Callable[[str], None]
@@ -23,7 +24,7 @@ def main(options: argparse.Namespace) -> int:
     """Do what the options say. Raises FledgeError for held-out groups whose thresholds are not frozen, and for a name that
     there is no group of. Returns the exit code."""
     if options.freeze:
-        print(f"thresholds frozen: {freeze()}")
+        print(escaped(f"thresholds frozen: {freeze()}"))
         return 0
     groups, out = chosen_groups(options), options.judge or options.out
     if any(group.part not in TUNED_ON for group in groups) and not options.train_only:
@@ -142,10 +143,10 @@ def _show(results: dict[str, Any], options: argparse.Namespace) -> None:
     for file in options.markdown:
         write_page(results, file)
     if options.json:
-        print(json.dumps(results["summary"], ensure_ascii=False))
+        print(escaped_json(json.dumps(results["summary"], ensure_ascii=False)))
         return
     for line in lines_of(results):
-        print(line)
+        print(escaped(line))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -153,7 +154,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return main(make_parser().parse_args(arguments))
     except FledgeError as error:
-        print(error.text(), file=sys.stderr)
+        print(escaped(error.text()), file=sys.stderr)
         return 2
 
 
