@@ -74,6 +74,7 @@ SFT = (
     _case("trl_sft-overfit", NAMED, "32 rows, 30 epochs", MEMORISED,
           learning_rate=4e-3, max_steps=160, rows="alpaca", count=32, eval_every=16, after="hf-fine-tune"),
     _case("trl_sft-lora", learning_rate=5e-3, max_steps=60, rows="alpaca", lora=8, after="hf-fine-tune"),
+    _case("trl_sft-lora-2e-2", learning_rate=2e-2, max_steps=60, rows="alpaca", lora=8, after="hf-fine-tune"),
     _case("trl_sft-lora-rate-low", OPEN, "rate of an adapter × 0.001", (LOW,),
           learning_rate=5e-6, max_steps=60, rows="alpaca", lora=8, after="hf-fine-tune"),
 )  # fmt: skip
@@ -96,8 +97,8 @@ GRPO = (
           learning_rate=5e-4, max_steps=30, reward="constant", after="trl_sft-start"),
     _case("trl_grpo-rate-high", OPEN, "learning rate × 200", (HIGH, "KL blow-up", "entropy collapse", "no warm-up"),
           learning_rate=0.1, max_steps=30, reward="word", kl=0.04, after="trl_sft-start"),
-    _case("trl_grpo-cut", OPEN, "at most 3 tokens an answer", ("completions truncated",),
-          learning_rate=5e-4, max_steps=30, reward="word", longest=2, after="trl_sft-start"),
+    _case("trl_grpo-cut", OPEN, "at most 1 token an answer", ("completions truncated",),
+          learning_rate=5e-4, max_steps=30, reward="word", longest=1, after="trl_sft-start"),
 )  # fmt: skip
 MINIMIND = (
     _case("minimind-pretrain", script="train_pretrain", learning_rate=2e-3, epochs=1, rows=800, log="train.log"),

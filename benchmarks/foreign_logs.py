@@ -155,7 +155,7 @@ def _minimind_data(case: ForeignCase, work: Path, source: Path) -> Path:
 def _minimind(case: ForeignCase, folder: Path) -> list[str]:
     how = case.how
     return [
-        f"{how['script']}.py", "--save_dir", str(folder.parent / "minimind-out"), "--epochs", str(how["epochs"]),
+        f"{how['script']}.py", "--save_dir", "../out", "--epochs", str(how["epochs"]),
         "--batch_size", "16", "--learning_rate", str(how["learning_rate"]), "--device", "cpu", "--num_workers", "0",
         "--accumulation_steps", "1", "--log_interval", "1", "--hidden_size", "64", "--num_hidden_layers", "2",
         "--max_seq_len", "96", "--data_path", "../rows.jsonl", "--from_weight", "pretrain" if case.after else "none",

@@ -283,6 +283,7 @@ def llamafactory(case: dict[str, Any]) -> None:
             "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": how["learning_rate"],
             "max_steps": how["max_steps"], "lr_scheduler_type": "cosine", "warmup_steps": 6, "logging_steps": 2,
             "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False, "plot_loss": False, "seed": 1,
+            "disable_gradient_checkpointing": True,
         }
     )  # fmt: skip
     for name in ("trainer_log.jsonl", "all_results.json", "config.json"):
