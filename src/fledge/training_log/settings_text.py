@@ -41,9 +41,9 @@ class Piece:
     before: dict[str, Any] = field(default_factory=dict)
     rows_of_update: float | None = None
 
-    def add(self, name: str, value: Any, line: int, *, replaces: bool = False) -> None:
-        """Add a setting, unless the block has it already and this one does not say that it `replaces` it."""
-        if replaces or name not in self.values:
+    def add(self, name: str, value: Any, line: int) -> None:
+        """Add a setting, unless the block has it already."""
+        if name not in self.values:
             self.values[name], self.lines[name] = value, line
 
 
@@ -64,9 +64,7 @@ ROWS = re.compile(
 )
 SHELL = ("bash", "sh", "shell", "console", "zsh")
 HEADER = re.compile(
-    r"^\W*(?:\[[^\]]*\]\s*)*(?:(?P<change>overrid\w*)\s*:\s*)?(?P<name>[A-Za-z][\w &,().\-/]{1,70}?)\s*[=:]\s*"
-    r"(?P<value>[\w.,+\-]+?\s?[MBK]?)\s*,?\s*(?:#.*|\(.*\)\s*)?$",
-    re.IGNORECASE,
+    r"^\W*(?:\[[^\]]*\]\s*)*(?P<name>[A-Za-z][\w &,().\-/]{1,70}?)\s*[=:]\s*(?P<value>[\w.,+\-]+?\s?[MBK]?)\s*,?\s*$"
 )
 
 
@@ -86,19 +84,9 @@ def settings_of_lines(lines: Iterable[NumberedLine], where: str) -> TrainingSett
             if _is_setting(name):
                 piece.add(name, literal(value), line.number)
         match = HEADER.match(text[-120:]) if len(text) < 200 else None
-        name = match and _setting_in(match["name"])
-        if match and name:
-            piece.add(name, literal(match["value"]), line.number, replaces=match["change"] is not None)
+        if match and _is_setting(match["name"]):
+            piece.add(match["name"].strip(), literal(match["value"]), line.number)
     return _settings(piece, where)
-
-
-def _setting_in(words: str) -> str | None:
-    """The setting that the words before a value name: all of them, or the last one if it looks like the name of a variable,
-    such as `found vocab_size`."""
-    whole, last = words.strip(), words.split()[-1]
-    if _is_setting(whole):
-        return whole
-    return last if "_" in last and _is_setting(last) else None
 
 
 def _is_setting(name: str) -> bool:
