@@ -20,11 +20,12 @@ from typing import Any
 from measure import options, report
 
 from fledge.doctor.prove import Proof, prove
+from fledge.errors import FledgeError
 from fledge.evaluate.intervals import wilson_interval
 from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.recipe.load import merge
-from fledge.run import Console, resolve_model_path
+from fledge.run import Console, RunDirectory, resolve_model_path
 from fledge.world import Sizes, build
 
 RUNTIME = {"precision": "fp32", "compile": False, "attention": "sdpa", "threads": 1, "device": "cpu"}
@@ -155,7 +156,7 @@ def sound(world: Path, kind: str, start: Path | None) -> dict[str, Any]:
 
 
 def train(folder: Path, name: str, stages: dict[str, Any], sections: Mapping[str, Any]) -> Path:
-    """Train a run; returns its directory."""
+    """Train a run; returns its directory, also of one that a guard has ended."""
     tree = {
         "name": name,
         "output": str(folder / "runs"),
@@ -165,7 +166,14 @@ def train(folder: Path, name: str, stages: dict[str, Any], sections: Mapping[str
         "model": MODEL,
     }
     recipe = recipe_from_dict(merge({**tree, "stages": stages}, dict(sections)))
-    return Pipeline(recipe, Console(quiet=True)).run()
+    try:
+        return Pipeline(recipe, Console(quiet=True)).run()
+    except FledgeError as error:
+        run = RunDirectory(folder / "runs" / name)
+        if not all(run.stage(stage).has_begun() for stage in stages):
+            raise
+        print(f"{name} ended early: {error.what}", flush=True)
+        return run.root
 
 
 def start_models(folder: Path, world: Path) -> dict[str, Path]:

@@ -251,7 +251,8 @@ def problem_of(command: markdown.Command, capsys: pytest.CaptureFixture[str], mo
 def _problem_of_fledge(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
     from tests.support import recipe_keys
 
-    name = " ".join(words[:2]) if words[0] in ("data", "prefer", "runs") else words[0]
+    own_parser = words[0] in ("data", "prefer", "runs") or words[:2] == ["doctor", "bench"]
+    name = " ".join(words[:2]) if own_parser else words[0]
     options = help_of(capsys, monkeypatch, name)
     if not options and name not in ("report", "completion"):
         return f"there is no command {name}"

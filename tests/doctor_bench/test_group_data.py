@@ -3,7 +3,16 @@ from pathlib import Path
 
 import pytest
 
-from fledge.doctor_bench.group_data import conversation, divided, fitting, labelled, pair, prompt_of, write_group_data
+from fledge.doctor_bench.group_data import (
+    conversation,
+    divided,
+    fitting,
+    is_chinese,
+    labelled,
+    pair,
+    prompt_of,
+    write_group_data,
+)
 from fledge.doctor_bench.setup import read_rows
 
 
@@ -31,16 +40,12 @@ def test_labels_come_from_pairs() -> None:
     assert [(row["messages"][-1]["content"], row["label"]) for row in rows] == [("good", True), ("bad", False)]
 
 
-def test_a_world_is_written_in_one_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fledge.doctor_bench import group_data
-    from fledge.world import Sizes
-
-    monkeypatch.setattr(group_data, "SIZES", Sizes(pretrain=120, sft=120, preference=60, validation=10, questions=20))
-    write_group_data("world", 3, "zh", tmp_path)
+def test_a_world_is_written_in_one_language(tmp_path: Path) -> None:
+    write_group_data("small world", 3, "zh", tmp_path)
     for name in ("pretrain", "base", "sft", "chat", "preference", "kto", "prompts"):
         for split in ("", ".validation", ".test"):
             rows = read_rows(tmp_path / f"{name}{split}.jsonl")
-            assert rows and all(group_data.is_chinese(row) for row in rows)
+            assert rows and all(is_chinese(row) for row in rows)
     own, start = ({json.dumps(row) for row in read_rows(tmp_path / f"{name}.jsonl")} for name in ("sft", "chat"))
     assert not own & start
 

@@ -5,6 +5,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ REAL_DATA = "FLEDGE_DATA"  # environment variable: a folder with real data
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 VALIDATION_ROWS = 80
 SIZES = Sizes(pretrain=4800, sft=2900, preference=480, validation=20, questions=20)
+SMALL_SIZES = Sizes(pretrain=1300, sft=900, preference=80, validation=20, questions=20)
 OWN_ROWS = {"pretrain": 1500, "sft": 1000}  # of the rows of a kind, at most half: the others are of the start models
 START_ROWS = {"pretrain": "base", "sft": "chat"}  # kind of rows → name of the start model that learns the others
 PROMPTS = 160  # of stages on rewards
@@ -62,9 +64,9 @@ def divided(rows: Sequence[Row], seed: int) -> Rows:
     return Rows(different[2 * held :], different[:held], different[held : 2 * held])
 
 
-def world_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
+def world_rows(seed: int, languages: str, folder: Path, *, sizes: Sizes = SIZES) -> dict[str, Rows]:
     """The texts, conversations and pairs of a generated world in some languages, by name of the file."""
-    build(seed, folder, SIZES)
+    build(seed, folder, sizes)
     chosen = LANGUAGES[languages]
     found = {
         name: divided([row for row in read_rows(folder / f"{name}.jsonl") if chosen(row)], seed)
@@ -172,6 +174,7 @@ def pair(question: str, chosen: str, rejected: str) -> Row | None:
 
 SOURCES: dict[str, Callable[[int, str, Path], dict[str, Rows]]] = {
     "world": world_rows,
+    "small world": partial(world_rows, sizes=SMALL_SIZES),
     "instructions": instruction_rows,
     "questions": question_rows,
 }

@@ -42,7 +42,16 @@ TINY: dict[str, Any] = {**DECODER, "hidden_size": 32, "num_hidden_layers": 2, "i
 GROUPS: dict[str, Group] = {
     one.name: one
     for one in (
-        Group(name="quick", part="quick", model=TINY, shapes=("pretrain", "sft"), start_steps={"base": 100, "half": 40}),
+        Group(
+            name="quick",
+            part="quick",
+            model=TINY,
+            shapes=("pretrain", "sft"),
+            source="small world",
+            data_seed=21,
+            steps={"pretrain": 60, "sft": 40},
+            start_steps={"base": 60, "half": 40},
+        ),
         Group(name="dev", part="dev", model=SMALL, shapes=DECODER_SHAPES),
         Group(name="size", part="held-out", model=LARGER, shapes=DECODER_SHAPES, data_seed=2),
         Group(

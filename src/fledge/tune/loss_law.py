@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-POWERS = np.geomspace(0.05, 1.5, 60)  # of the length, that are tried
+POWERS = np.geomspace(0.05, 1.5, 240)  # of the length, that are tried
 AS_GOOD = 2.0  # times the error of the best law: a law is kept
 NOISE = 0.003  # of a loss, that runs with other seeds differ by: a law that fits this well is kept
 MIN_POINTS = 4
@@ -63,23 +63,54 @@ def fit_law(losses: Mapping[int, float]) -> LossLaw | None:
 
 
 def _laws(points: Sequence[tuple[int, float]]) -> tuple[Law, ...]:
-    """All laws that fit about as well as the best, by their errors relative to the losses, the best first."""
+    """Laws that fit about as well as the best, by their errors relative to the losses, the best first: of each power the best
+    one, and those with the lowest and the highest floor that are still as good."""
     steps, losses = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-    found = []
-    for power in POWERS:
-        law = _law(steps, losses, float(power))
-        errors = (law.floor + law.scale * steps**-law.power) / losses - 1
-        found.append((float(np.sqrt(np.mean(errors**2))), law))
-    found.sort(key=lambda one: one[0])
-    limit = max(AS_GOOD * found[0][0], NOISE)
-    return tuple(law for error, law in found if error <= limit)
+    of_powers = [_of_power(steps, losses, float(power)) for power in POWERS]
+    best = min(of_powers, key=lambda one: one.error(one.floor))
+    limit = max(AS_GOOD * best.error(best.floor), NOISE)
+    return best.law(best.floor), *(one.law(floor) for one in of_powers for floor in one.floors(limit))
 
 
-def _law(steps: np.ndarray, losses: np.ndarray, power: float) -> Law:
-    """The law of a power: E ≥ 0 and A by least squares of relative errors."""
-    columns = np.stack([1 / losses, steps**-power / losses], axis=1)
-    (floor, scale), *_ = np.linalg.lstsq(columns, np.ones(len(losses)), rcond=None)
-    if floor < 0:
-        (scale,), *_ = np.linalg.lstsq(columns[:, 1:], np.ones(len(losses)), rcond=None)
-        floor = 0.0
-    return Law(float(floor), float(scale), power)
+@dataclass(frozen=True, kw_only=True)
+class _OfPower:
+    """The laws of one power. `scales`: A = scales[0] − scales[1] · E is the best one for a floor E; `middle`: the floor that
+    fits best, also below 0; `least`: root mean square of its relative errors; `growth`: by which the square of the error grows
+    with the square of the distance from it."""
+
+    power: float
+    scales: tuple[float, float]
+    middle: float
+    least: float
+    growth: float
+
+    @property
+    def floor(self) -> float:
+        """The best floor that a loss can have."""
+        return max(self.middle, 0.0)
+
+    def error(self, floor: float) -> float:
+        return math.sqrt(self.least**2 + self.growth * (floor - self.middle) ** 2)
+
+    def law(self, floor: float) -> Law:
+        return Law(floor, self.scales[0] - self.scales[1] * floor, self.power)
+
+    def floors(self, limit: float) -> tuple[float, ...]:
+        """The lowest and the highest floor whose error stays within a limit, or none."""
+        if self.error(self.floor) > limit:
+            return ()
+        width = math.sqrt((limit**2 - self.least**2) / self.growth)
+        return max(self.middle - width, 0.0), self.middle + width
+
+
+def _of_power(steps: np.ndarray, losses: np.ndarray, power: float) -> _OfPower:
+    """The laws of a power, with E ≥ 0, by least squares of relative errors: E/L + A·steps^−p/L = 1."""
+    of_floor, of_scale = 1 / losses, steps**-power / losses
+    square = float(of_scale @ of_scale)
+    scales = float(of_scale.sum()) / square, float(of_scale @ of_floor) / square
+    beside = of_floor - scales[1] * of_scale  # what a floor changes once the scale has followed
+    wanted = 1 - scales[0] * of_scale
+    growth = float(beside @ beside)
+    middle = float(beside @ wanted) / growth
+    least = float(np.sqrt(np.mean((wanted - middle * beside) ** 2)))
+    return _OfPower(power=power, scales=scales, middle=middle, least=least, growth=growth / len(losses))
