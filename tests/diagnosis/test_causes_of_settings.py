@@ -325,6 +325,29 @@ def test_steps_down_at_borders_are_known_by_heart(rng):
     assert under["sawtooth"] == "repeated data learned by heart"
 
 
+def _read_often(rng, followed, epochs=12.0):
+    """The training loss falls to the end, the validation loss by a share of that over the later half."""
+    at = np.arange(1, 601.0)
+    places = np.arange(99, 600, 100)
+    fall = np.clip(at - 300, 0, None) / 300
+    held_out = 3.0 - 1.0 * np.minimum(at, 300) / 300 - followed * fall
+    return log_of(noisy(rng, 3.0 - 1.2 * np.minimum(at, 300) / 300 - fall, 0.02), whole(TRAINED, 600, epochs),
+                  train__lr=linear_rates(at, 1e-3, 18, 600), train__epoch=at * epochs / 600,
+                  eval__loss=Series(at[places], held_out[places] + rng.normal(0, 0.002, 6)))  # fmt: skip
+
+
+def test_a_validation_loss_that_does_not_follow_over_many_epochs_is_learning_by_heart(rng):
+    root, under, _ = _told(_read_often(rng, 0.05), "repeated data learned by heart")
+    assert root.sign.finding.confidence == "likely" and root.sign.finding.severity == "warning"
+    assert under["train-validation gap"] == "repeated data learned by heart"
+    assert "12.0 epochs" in root.sign.finding.message
+
+
+@pytest.mark.parametrize(("followed", "epochs"), [(0.8, 12.0), (0.05, 2.0)])
+def test_a_validation_loss_that_follows_or_few_epochs_are_no_learning_by_heart(rng, followed, epochs):
+    assert _is_silent(_read_often(rng, followed, epochs), "repeated data learned by heart")
+
+
 def test_the_same_order_in_every_epoch(rng):
     at = np.arange(1, 901.0)
     same = np.tile(np.repeat(rng.normal(0, 0.1, 60), 5), 3)

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from fledge.doctor_bench import results as results_module
 from fledge.doctor_bench.case_key import CaseKey
 from fledge.doctor_bench.effects import Effect, Place, place_of
 from fledge.doctor_bench.judging import Judgement, Verdict
-from fledge.doctor_bench.page import BEGIN, END, Page, write_page
+from fledge.doctor_bench.page import BEGIN, END, SYMPTOMS_BEGIN, SYMPTOMS_END, Page, write_page
 from fledge.doctor_bench.results import results_of
 from fledge.doctor_bench.score import ABSTAINED, NOTHING, Rate, confusion, misses, scores, silent_scores
 from fledge.doctor_bench.text import lines_of
@@ -92,6 +93,31 @@ def test_a_rate_has_an_interval() -> None:
     assert Rate(0, 0).value is None and Rate(0, 0).text() == "–"
     low, high = Rate(40, 40).interval
     assert low == pytest.approx(0.912, abs=1e-3) and high == pytest.approx(1.0)
+
+
+def test_symptoms_are_counted_with_the_faults_of_their_runs(tmp_path: Path) -> None:
+    seen = Verdict(is_alarm=True, seen=("validation rises",))
+    runs = [
+        CaseKey(group="dev", shape="sft", condition=condition, level="", seed=seed, is_fault=bool(condition))
+        for seed, condition in enumerate(["overfit", "overfit", HIGH, ""])
+    ]
+    judgements = [Judgement(key=key.text, verdicts={"full": seen}) for key in runs]
+    results = {"symptoms": results_module._symptoms(judgements)}
+    assert results["symptoms"] == {"validation rises": {"overfit": 2, HIGH: 1, "": 1}}
+    page = tmp_path / "zh" / "page.md"
+    page.parent.mkdir()
+    page.write_text(f"before\n{SYMPTOMS_BEGIN}\n{SYMPTOMS_END}\nafter\n", encoding="utf-8")
+    write_page(results, page)
+    text = page.read_text(encoding="utf-8")
+    assert f"| `validation rises` | 4 | `overfit` 50%, `{HIGH}` 25%, 健康 25% |" in text
+    assert text.startswith("before\n") and text.endswith("after\n")
+
+
+def test_a_sample_is_drawn_by_a_hash_and_grows_with_its_share() -> None:
+    keys = [CaseKey(group="dev", shape="sft", condition=MASK, level="", seed=seed, is_fault=True) for seed in range(2000)]
+    small, large = ({key for key in keys if key.is_sampled(share)} for share in (30, 60))
+    assert small < large and len(small) == pytest.approx(600, abs=80)
+    assert all(key.is_sampled(100) for key in keys)
 
 
 def test_results_are_put_between_the_marks_of_a_page(tmp_path: Path) -> None:

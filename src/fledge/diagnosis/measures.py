@@ -61,6 +61,7 @@ MEASURES = {
     "data/control_tokens_split": _data("names of control tokens of the template that were not built as one token"),
     "data/prompt_tokens_differ": _data("share of the tokens of prompts, encoded again, for which others were built: 0"),
     "data/answer_tokens_differ": _data("share of the tokens of answers, encoded again, for which others were built: 0"),
+    "data/text_differs": _data("share of sequences, encoded again, that hold another text as built: 0"),
     "data/answer_tokens": _data("mean tokens of an answer, its end included"),
     "data/answer_fit": _data("share of the tokens of answers, rare ones first, in own prompts − in those of others"),
     "data/answer_fit_z": _data("the same in standard errors"),

@@ -1,5 +1,6 @@
 """The name of one run of the bench."""
 
+import zlib
 from dataclasses import dataclass
 
 
@@ -30,3 +31,8 @@ class CaseKey:
     def folder(self) -> str:
         """The name of the folder of the run."""
         return self.text.replace("/", "__").replace(" ", "-")
+
+    def is_sampled(self, percent: int) -> bool:
+        """Whether the case is in a random sample of so many percent of all cases: drawn by a hash of its text, so that nobody
+        chooses it and every machine draws the same."""
+        return zlib.crc32(self.text.encode()) % 100 < percent

@@ -72,6 +72,7 @@ def _train(groups: Sequence[Group], out: Path, options: argparse.Namespace, log:
         group_folder(out, group.name).make(log)
         keys += quick_cases(group) if options.quick else cases_of(group, options.seeds)
         further += effect_cases(group, options.effects)
+    keys, further = ([key for key in chosen if key.is_sampled(options.share)] for chosen in (keys, further))
     keep = ["keep"] if options.keep_models else []
     if options.examine_again:
         missing = set(_missing(keys, out, options.only))

@@ -9,6 +9,7 @@ from typing import Any
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Diagnoses
 from fledge.diagnosis.diagnose import diagnose
+from fledge.diagnosis.symptoms import SYMPTOMS
 from fledge.doctor_bench.case_key import CaseKey
 from fledge.doctor_bench.records import CaseRecord, Figures, plain
 from fledge.errors import FledgeError
@@ -24,12 +25,13 @@ class Verdict:
     """What the doctor says about a case at one moment, in short.
 
     `is_alarm`: something is wrong. `causes`: those that were found, the first one first, each with category, confidence, and
-    the message. `symptoms`: those that nothing explains.
+    the message. `symptoms`: those that nothing explains. `seen`: the names of all, explained or not.
     """
 
     is_alarm: bool
     causes: tuple[Mapping[str, Any], ...] = ()
     symptoms: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
 
     @property
     def first(self) -> Mapping[str, Any] | None:
@@ -51,7 +53,10 @@ class Verdict:
             for one in found.found
         )
         symptoms = tuple(finding.check for finding in found.unexplained if finding.severity != "info")
-        return cls(is_alarm=not found.is_healthy, causes=causes, symptoms=symptoms)
+        told = {finding.check for one in found.found for finding in one.consequences}
+        told |= {finding.check for finding in found.unexplained}
+        seen = tuple(one.name for one in SYMPTOMS if one.name in told)
+        return cls(is_alarm=not found.is_healthy, causes=causes, symptoms=symptoms, seen=seen)
 
 
 MOMENTS = ("curves", "full", "before", "within 20 steps")

@@ -21,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="TEXT", help="runs whose name holds this; may be repeated"
     )
+    parser.add_argument(
+        "--share", type=_percent, default=100, metavar="PERCENT",
+        help="train only this share of the runs, drawn by a hash of their names (default 100)",
+    )  # fmt: skip
     parser.add_argument("--processes", type=int, default=2, help="runs at a time (default 2)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each fault on each stage at each severity (default 1)")
     parser.add_argument(
@@ -39,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put the results into a page of the documentation; may be repeated",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the figures as JSON in the last line")
+
+
+def _percent(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 100")
+    return int(text)
 
 
 def _path(text: str) -> Path:

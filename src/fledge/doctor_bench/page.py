@@ -8,6 +8,8 @@ from fledge.doctor_bench.score import Rate
 from fledge.errors import FledgeError
 
 BEGIN, END = "<!-- results of fledge doctor bench -->", "<!-- end of the results -->"
+SYMPTOMS_BEGIN, SYMPTOMS_END = "<!-- symptoms of fledge doctor bench -->", "<!-- end of the symptoms -->"
+COMMON = 4  # faults that are named for a symptom
 CHINESE = {
     "figure": "指标",
     "all depths": "全部深度",
@@ -32,6 +34,10 @@ CHINESE = {
     "healthy": "健康",
     "harmless fault": "没有可测影响的故障",
     "change": "变化",
+    "symptom": "症状",
+    "runs": "运行数",
+    "their faults": "这些运行的故障",
+    "others": "其他",
     "pairs": "配对数",
 }
 ENGLISH = {
@@ -83,6 +89,17 @@ class Page:
             yield f"| `{name}` | {_rate(values)} |"
         yield from self._cases()
 
+    def symptoms(self) -> str:
+        """The table of symptoms with the faults of the runs that had them."""
+        lines = list(self._table("symptom", "runs", "their faults"))
+        for symptom, faults in self.results["symptoms"].items():
+            total = sum(faults.values())
+            common = [(f"`{name}`" if name else self._word("healthy"), count) for name, count in list(faults.items())[:COMMON]]
+            rest = total - sum(count for _, count in common)
+            shares = [f"{name} {count / total:.0%}" for name, count in [*common, (self._word("others"), rest)] if count]
+            lines.append(f"| `{symptom}` | {total} | {', '.join(shares)} |")
+        return "\n".join(lines) + "\n"
+
     def _cases(self) -> Iterator[str]:
         """The tables of single faults and runs."""
         yield from self._table("fault", "named")
@@ -101,12 +118,20 @@ def _rate(values: Mapping[str, Any]) -> str:
     return Rate(values["hits"], values["count"]).text()
 
 
+MARKS = ((BEGIN, END, Page.text), (SYMPTOMS_BEGIN, SYMPTOMS_END, Page.symptoms))
+"""Where a page has the results, and where it has the symptoms."""
+
+
 def write_page(results: Mapping[str, Any], file: Path) -> None:
-    """Put the tables between the two marks of a page, in Chinese below a folder `zh`. FledgeError where it has no marks."""
+    """Put tables between the marks that a page has, in Chinese below a folder `zh`; a page that is not there gets the results.
+    FledgeError where it has no marks."""
     text = file.read_text(encoding="utf-8") if file.exists() else f"{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
+    page, is_written = Page(results, is_chinese="zh" in file.parts), False
+    for begin, end, tables in MARKS:
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if found and closed:
+            text, is_written = f"{before}{begin}\n{tables(page)}\n{end}{after}", True
+    if not is_written:
         raise FledgeError(f"this page has no place for the results: {BEGIN} and {END}", where=str(file))
-    tables = Page(results, is_chinese="zh" in file.parts).text()
-    file.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+    file.write_text(text, encoding="utf-8")

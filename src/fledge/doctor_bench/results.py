@@ -1,5 +1,6 @@
 """All results of the bench as JSON values: figures of each part, misses, confusions, effects, costs."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def results_of(
                    for name in sorted({one.case.shape for one in judgements})},
         "counts": _counts(judgements, effects),
         "confusion": {fault: dict(said.most_common()) for fault, said in sorted(confusion(judgements, effects).items())},
+        "symptoms": _symptoms(judgements),
         "misses": [_miss(one) for one in misses(judgements, effects)],
         "failures": {one.key: one.failure for one in judgements if one.failure is not None},
         "without_effect": {"/".join(place): plain(vars(effect)) for place, effect in sorted(effects.items())
@@ -57,6 +59,17 @@ def _counts(judgements: Sequence[Judgement], effects: Mapping[Place, Effect]) ->
         "effects_measured": len(effects),
         "most_pairs": max((effect.pairs for effect in effects.values()), default=0),
     }
+
+
+def _symptoms(judgements: Sequence[Judgement]) -> dict[str, dict[str, int]]:
+    """For each symptom that was seen, at full depth, the faults of these runs with their numbers, the commonest first; those of
+    healthy runs are under an empty name."""
+    found: dict[str, Counter[str]] = {}
+    for one in judgements:
+        verdict = one.verdicts.get("full")
+        for symptom in verdict.seen if verdict is not None else ():
+            found.setdefault(symptom, Counter())[one.case.condition if one.case.is_fault else ""] += 1
+    return {symptom: dict(found[symptom].most_common()) for symptom in sorted(found)}
 
 
 def _miss(one: Scored) -> dict[str, Any]:

@@ -83,6 +83,7 @@ HEALTHY: dict[str, Any] = {
     "data/control_tokens_split": [],
     "data/prompt_tokens_differ": 0.0,
     "data/answer_tokens_differ": 0.0,
+    "data/text_differs": 0.0,
     "data/answer_tokens": 15.0,
     "data/answer_fit": 0.25,
     "data/answer_fit_z": 19.0,

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from fledge.diagnosis.causes.signs import CONFIDENCES
+from fledge.diagnosis.diagnose import diagnose
 from fledge.diagnosis.thresholds import thresholds
-from tests.diagnosis.causes.made_cases import LN2, all_found, found, healthy
+from tests.diagnosis.causes.made_cases import LN2, all_found, found, healthy, made
 
 UP, DOWN = 1, -1
 GRADED: list[tuple[str, str, str, str, int, str, dict[str, Any]]] = [
@@ -16,7 +17,8 @@ GRADED: list[tuple[str, str, str, str, int, str, dict[str, Any]]] = [
     ("answers paired with wrong prompts", "sft", "targets", "answer_fit", DOWN, "data/answer_fit_z",
      {"probe/answers_helped": None}),
     ("noisy answers", "sft", "targets", "tokens_differ", UP, "data/answer_tokens_differ", {}),
-    ("tokenizer does not fit the model", "sft", "template", "tokens_differ", UP, "data/prompt_tokens_differ", {}),
+    ("tokenizer does not fit the model", "sft", "template", "tokens_differ", UP, "data/prompt_tokens_differ",
+     {"data/text_differs": 1.0}),
     ("duplicated data", "pretrain", "data", "duplicates", UP, "data/duplicate_share", {}),
     ("one source swamps the rest", "sft", "data", "largest_source", UP, "data/largest_source_share", {}),
     ("identity rows dominate", "sft", "data", "identity", UP, "data/identity_share", {"probe/identity_answers": None}),
@@ -149,11 +151,14 @@ DECIDED: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
      {"probe/files_damaged": []}),
     ("cross-entropy instead of preferences", "preference", "certain", {"probe/reference_loss": 1.25},
      {"probe/reference_loss": 1.25, "probe/reference_margin": 2.0}),
+    ("cross-entropy instead of preferences", "preference", "certain", {"probe/reference_loss": LN2 + 0.04},
+     {"probe/reference_loss": LN2 + 1e-4}),
     ("cross-entropy instead of preferences", "preference", "certain", {"probe/reference_loss": 2.5, "probe/beta_effect": 0.0,
      "probe/reference_margin": None}, {"probe/reference_loss": 2.5, "probe/reference_margin": None}),
     ("reference moves with the policy", "preference", "likely", {"probe/preference_loss_slope": 0.0, "probe/beta_effect": 0.0},
      {"probe/preference_loss_slope": -0.01}),
-    ("wrong reference", "preference", "certain", {"probe/reference_loss": 0.9}, {"probe/reference_loss": LN2 + 1e-4}),
+    ("wrong reference", "preference", "certain", {"probe/reference_loss": 0.9, "probe/reference_margin": 0.2},
+     {"probe/reference_loss": 0.9}),
     ("wrong reference", "kto", "certain", {"probe/reference_loss": 0.55, "probe/reference_loss_expected": 0.5},
      {"probe/reference_loss": 0.5, "probe/reference_loss_expected": 0.5}),
     ("wrong reference", "preference", "certain", {"probe/reference_margin": 0.4}, {"probe/reference_margin": 1e-4}),
@@ -173,6 +178,7 @@ DECIDED: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
      {"probe/prompt_copy": 0.5, "probe/base_prompt_copy": 0.5}),
     ("answers repeat the prompt", "sft", "possible", {"probe/prompt_copy": 0.5, "probe/base_prompt_copy": None},
      {"probe/prompt_copy": 0.05, "probe/base_prompt_copy": None}),
+    ("forgetting", "sft", "certain", {"probe/base_text_loss": 5.5}, {"probe/base_text_loss": 3.4}),
     ("forgetting", "sft", "likely", {"probe/base_text_loss": 4.6}, {"probe/base_text_loss": 3.4}),
     ("forgetting", "sft", "possible", {"probe/base_text_loss": 3.6}, {"probe/base_text_loss": 3.6,
      "probe/base_text_loss_before": None}),
@@ -218,6 +224,23 @@ def test_an_end_that_is_cut_away_is_told_as_a_cut() -> None:
     assert missing is not None and missing.finding.confidence == "possible"
     sign = found("context cuts answers", case)
     assert sign is not None and sign.finding.patch == {"stages.stage.data.max_seq_len": 256}
+
+
+def test_rows_that_are_refused_are_told_as_a_cut_and_not_as_an_error() -> None:
+    text = "none of the 80 rows of 'rows.jsonl' can be used (80 prompt longer than the context)"
+    case = made({}, {}, [{"kind": "crash", "text": text, "step": 0}], kind="sft", context=16)
+    told = diagnose(case)
+    assert [one.cause for one in told.found] == ["context cuts answers"]
+    assert [one.check for one in told.found[0].consequences] == ["stopped by an error"]
+    assert "16 tokens" in told.found[0].sign.finding.message
+
+
+def test_other_tokens_of_the_same_text_are_split_and_not_of_another_tokenizer() -> None:
+    figures = {"data/control_tokens_split": ["<|im_end|>"], "data/prompt_tokens_differ": 1.0}
+    told = diagnose(healthy("sft", {**figures, "data/text_differs": 0.0}))
+    assert [one.cause for one in told.found] == ["control tokens are split"]
+    told = diagnose(healthy("sft", {**figures, "data/text_differs": 1.0}))
+    assert [one.cause for one in told.found] == ["tokenizer does not fit the model"]
 
 
 def test_pad_is_end() -> None:

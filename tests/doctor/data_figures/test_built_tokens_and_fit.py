@@ -41,7 +41,7 @@ def data(chatml: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> StageDa
 def test_healthy_data(data: StageDataset, chatml: Tokenizer) -> None:
     found = values(dataset_figures(data, chatml))
     assert found["prompt_tokens_differ"] == found["answer_tokens_differ"] == 0.0
-    assert found["control_tokens_split"] == []
+    assert found["control_tokens_split"] == [] and found["text_differs"] == 0.0
     assert found["answer_fit_z"] > 8 and found["answer_fit"] > 0.1
     assert found["answer_tokens"] > 3
     assert {f"data/{name}" for name in found} <= set(MEASURES)
@@ -73,7 +73,7 @@ def test_ids_of_another_tokenizer(data: StageDataset, chatml: Tokenizer) -> None
 
     found = values(dataset_figures(changed(data, mirrored), chatml))
     assert found["prompt_tokens_differ"] > 0.3
-    assert found["control_tokens_split"] == []
+    assert found["control_tokens_split"] == [] and found["text_differs"] == 1.0
 
 
 def test_control_tokens_that_are_spelled_out(data: StageDataset, chatml: Tokenizer) -> None:
@@ -87,6 +87,7 @@ def test_control_tokens_that_are_spelled_out(data: StageDataset, chatml: Tokeniz
 
     found = values(dataset_figures(changed(data, spelled), chatml))
     assert found["control_tokens_split"] == ["<|im_start|>"]
+    assert found["text_differs"] == 0.0  # the same text in other tokens
 
 
 def pairs(by_length: bool) -> list[dict[str, Any]]:

@@ -103,6 +103,25 @@ def test_a_tensor_that_is_frozen_by_mistake(run: Path, monkeypatch: Patch, check
     assert found == {"unchanged_tensors": [name], "missing_from_optimizer": [name], "changed_frozen": []}
 
 
+@pytest.mark.parametrize("factor", [0.0, math.inf])
+def test_gradients_that_are_zero_or_not_finite_tell_nothing_about_the_tensors(
+    run: Path, monkeypatch: Patch, factor: float
+) -> None:
+    names = {f"probe/{name}" for name in ("unchanged_tensors", "update_ratios", "changed_frozen")}
+    original = TrainStep._gradients
+
+    def changed(self: TrainStep, *arguments: Any) -> Any:
+        found = original(self, *arguments)
+        for each in self.model.parameters():
+            if each.grad is not None:
+                each.grad.fill_(factor)
+        return found
+
+    monkeypatch.setattr(TrainStep, "_gradients", changed)
+    report = probe_run(run, "sft", checkpoint="start", only=names)
+    assert set(report.figures) == {"probe/changed_frozen"} and report.figures["probe/changed_frozen"].value == []
+
+
 @pytest.mark.parametrize("checkpoint", ["start", "last"])
 def test_a_group_that_the_optimizer_was_not_given(run: Path, monkeypatch: Patch, checkpoint: str) -> None:
     original = optimizers._param_groups

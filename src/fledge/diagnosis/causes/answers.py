@@ -293,9 +293,10 @@ CAUSES = (
         category="answers",
         find=forgetting,
         kinds=TUNED,
+        explains=frozenset({"too many epochs", "train-validation gap", "validation rises"}),
         needs=("probe/base_text_loss", "probe/base_text_loss_before"),
         setting=True,
-        rank=74,
+        rank=36,
     ),
     Cause(
         name=IDENTITY,

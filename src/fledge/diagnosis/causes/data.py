@@ -19,6 +19,7 @@ NOT_SHUFFLED = "data not shuffled"
 EQUAL_ANSWERS = "answers all equal"
 OVERLAP = "validation rows in training data"
 CUT_ANSWERS = "context cuts answers"
+REFUSED = "longer than the context"  # in the error of a run whose rows cannot be used
 OUTSIDE = "tokens outside of the vocabulary"
 TOO_LITTLE = "too little data for the model"
 
@@ -171,12 +172,14 @@ def overlap(case: Case) -> Sign | None:
 
 
 def cut_answers(case: Case) -> Sign | None:
-    """Examples that were cut to the context."""
-    share = number(case, "data/truncated_share")
+    """Examples that were cut to the context, or that were refused because their prompts alone do not fit."""
+    share, context = number(case, "data/truncated_share"), case.settings.context
+    if REFUSED in (case.value("curve/crash") or ""):
+        return _refused(case)
     confidence = above("data", "truncated", share)
     if share is None or confidence is None:
         return None
-    context, ends = case.settings.context, number(case, "data/ends_present")
+    ends = number(case, "data/ends_present")
     lost = "" if ends is None or ends >= _limit("whole") else f", and only {ends:.1%} of the answers still have their end"
     to = "the context" if context is None else f"the context of {context:,.0f} tokens"
     return sign(
@@ -185,6 +188,21 @@ def cut_answers(case: Case) -> Sign | None:
         f"{share:.1%} of the examples are cut to {to}{lost}",
         hint="raise the longest sequence (max_seq_len, max_length, cutoff_len), or leave long examples out",
         evidence={"data/truncated_share": share, "data/ends_present": ends, "context": context},
+        patch=_longer_context(case),
+        proof="train with a context in which nine of ten examples fit and count the sampled answers that end themselves",
+    )
+
+
+def _refused(case: Case) -> Sign:
+    """A run that ended because no row, or no validation row, has a prompt that fits the context."""
+    text, context = case.value("curve/crash"), case.settings.context
+    to = "the context" if context is None else f"the context of {context:,.0f} tokens"
+    return sign(
+        CUT_ANSWERS,
+        "certain",
+        f"prompts alone are longer than {to}, so that no row is left: {text[:160]}",
+        hint="raise the longest sequence (max_seq_len, max_length, cutoff_len), or leave long examples out",
+        evidence={"text": text[:300], "context": context},
         patch=_longer_context(case),
         proof="train with a context in which nine of ten examples fit and count the sampled answers that end themselves",
     )
@@ -250,6 +268,7 @@ CAUSES = (
         category="data",
         find=duplicated,
         explains=BY_HEART | {EQUAL_ANSWERS, TOO_LITTLE, "answers repeat themselves", "validation on training data"},
+        setting=True,
         rank=22,
     ),
     Cause(name=SWAMPED, category="data", find=swamped, needs=("data/largest_source_share",), rank=40),
@@ -294,7 +313,7 @@ CAUSES = (
         category="data",
         find=cut_answers,
         kinds=CUT,
-        explains=NO_ENDS | {"answers partly supervised", "end token missing"},
+        explains=NO_ENDS | {"answers partly supervised", "end token missing", "stopped by an error"},
         needs=("data/truncated_share",),
         setting=True,
         rank=11,

@@ -8,6 +8,7 @@ from fledge.diagnosis.causes.matching import matching
 from fledge.diagnosis.causes.signs import patch, sign, span
 from fledge.diagnosis.facts import end_of_loss
 from fledge.diagnosis.thresholds import threshold
+from fledge.findings import Confidence
 
 SHORT, LONG, REPEATED = "trained too short", "too many epochs", "repeated data learned by heart"
 SAME_ORDER = "same order in every epoch"
@@ -66,7 +67,8 @@ def long(case: Case) -> Sign | None:
     if case.value("curve/rise") > 0.5 * rise and not grows:
         return None  # the training loss rises too: this is no learning by heart
     share = rise / lowest
-    sure = "certain" if share >= _limit("rise_certain") and grows and epochs else "likely" if grows else "possible"
+    is_clear = grows and share >= _limit("rise_likely")
+    sure = "certain" if share >= _limit("rise_certain") and grows and epochs else "likely" if is_clear else "possible"
     best_step = case.value("curve/lowest_validation_step")
     read = f"after {best:.1f} of {epochs:.1f} epochs" if best is not None and epochs else f"at step {best_step:,.0f}"
     kept = max(1, math.ceil(best)) if best is not None else None
@@ -88,30 +90,69 @@ def long(case: Case) -> Sign | None:
 
 
 def repeated(case: Case) -> Sign | None:
-    """Steps down at the borders of epochs: rows are known by heart when they are read again."""
-    share, z, count = (case.value(f"curve/{name}") for name in ("border_drop_share", "border_z", "borders"))
-    if share is None or z is None or not count or share < _limit("drop_share") or z < _limit("drop_z"):
+    """Rows that are known by heart when they are read again: the training loss steps down at the borders of epochs, or falls on
+    while the validation loss hardly does."""
+    if matching(case, ("validation rises", "divergence", "not a number")):
         return None
-    if matching(case, ("validation rises",)) or case.value("curve/epoch_pattern") is None:
+    found = _at_borders(case) or _apart(case)
+    if found is None:
         return None
-    if case.value("curve/epoch_pattern") >= _limit("pattern"):
-        return None  # the same order each time: the step is one of the order, not of memory
-    falls = case.value("curve/validation_rise_evaluations") == 0
-    gap, level = case.value("curve/last_gap"), case.value("curve/last_validation")
-    wide = gap is not None and level and gap >= _limit("gap_share") * level
+    sure, said, is_wide = found
     return sign(
         REPEATED,
-        "likely" if wide and not falls and share >= _limit("drop_likely") else "possible",
-        f"at the borders of epochs the training loss falls at once by {case.value('curve/border_drop'):.3f} ({share:.0%}), and "
-        "hardly within them: rows are learned by heart",
+        sure,
+        f"{said}: rows are learned by heart",
         hint="use fewer epochs or more data, and look for rows that stand in the data several times",
         proof="compare the loss of rows that were read and of rows that were not",
-        evidence={"drop": case.value("curve/border_drop"), "share": share, "z": z, "gap": gap,
-                  "steps": case.value("curve/border_steps")},
-        severity="warning" if wide else "info",
+        evidence={"drop": case.value("curve/border_drop"), "share": case.value("curve/border_drop_share"),
+                  "z": case.value("curve/border_z"), "gap": case.value("curve/last_gap"), "epochs": case.value("plan/epochs"),
+                  "training_fall_late": case.value("curve/training_fall_late"),
+                  "validation_fall_late": case.value("curve/validation_fall_late"), "steps": case.value("curve/border_steps")},
+        severity="warning" if is_wide else "info",
         alternatives={"duplicated data": "data/duplicate_share", LONG: "the validation loss over the epochs"},
         steps=span(case.log.get("train/loss")),
     )  # fmt: skip
+
+
+def _is_wide(case: Case) -> bool:
+    """Whether the validation loss is far above the training loss at the end."""
+    gap, level = case.value("curve/last_gap"), case.value("curve/last_validation")
+    return gap is not None and bool(level) and gap >= _limit("gap_share") * level
+
+
+def _at_borders(case: Case) -> tuple[Confidence, str, bool] | None:
+    """Steps down of the training loss at the borders of epochs."""
+    share, z, count = (case.value(f"curve/{name}") for name in ("border_drop_share", "border_z", "borders"))
+    if share is None or z is None or not count or share < _limit("drop_share") or z < _limit("drop_z"):
+        return None
+    pattern, is_wide = case.value("curve/epoch_pattern"), _is_wide(case)
+    if pattern is None or pattern >= _limit("pattern"):
+        return None  # the same order each time: the step is one of the order, not of memory
+    falls = case.value("curve/validation_rise_evaluations") == 0
+    sure = "likely" if is_wide and not falls and share >= _limit("drop_likely") else "possible"
+    drop = case.value("curve/border_drop")
+    return (
+        sure,
+        f"at the borders of epochs the training loss falls at once by {drop:.3f} ({share:.0%}), and hardly within them",
+        is_wide,
+    )
+
+
+def _apart(case: Case) -> tuple[Confidence, str, bool] | None:
+    """Over many epochs, a training loss that goes on falling where the validation loss does not follow."""
+    training, validation = case.value("curve/training_fall_late"), case.value("curve/validation_fall_late")
+    epochs, gap, first = case.value("plan/epochs"), case.value("curve/last_gap"), case.value("curve/first_gap")
+    if training is None or validation is None or gap is None or first is None or not epochs or not _is_wide(case):
+        return None
+    is_read_often = epochs >= _limit("epochs_by_heart")
+    if not is_read_often or training < _limit("late_fall_share") * gap or validation > _limit("followed_share") * training:
+        return None
+    sure: Confidence = "likely" if gap - first >= _limit("gap_growth") * gap else "possible"
+    said = (
+        f"over the later half of the log the training loss fell by {training:.3f} and the validation loss by {validation:.3f}, "
+        f"after {epochs:.1f} epochs they are {gap:.3f} apart"
+    )
+    return sure, said, True
 
 
 def same_order(case: Case) -> Sign | None:
@@ -142,7 +183,7 @@ CAUSES = (
     Cause(name=SHORT, category="duration", find=short, rank=46, setting=True,
           needs=("data/unigram_entropy", "data/bigram_entropy"), explains=frozenset({*HIGH, "not learning"})),
     Cause(name=LONG, category="duration", find=long, rank=37, setting=True, needs=("eval/loss",),
-          explains=frozenset({"validation rises", "train-validation gap", "sawtooth", "loss near zero", REPEATED})),
+          explains=frozenset({"validation rises", "train-validation gap", "sawtooth", "loss near zero", "forgetting", REPEATED})),
     Cause(name=REPEATED, category="data", find=repeated, rank=48, needs=("train/epoch", "data/duplicate_share"),
           explains=frozenset({"sawtooth", "train-validation gap", "loss near zero"})),
     Cause(name=SAME_ORDER, category="data", find=same_order, rank=47, needs=("train/epoch", "data/order_z"),

@@ -196,7 +196,7 @@ PAIRS = (
         category="preferences",
         find=bad_pairs,
         kinds=COMPARED,
-        explains=LEARNS_LITTLE | {"accuracy below a half", "loss at ln 2", "margins flat"},
+        explains=LEARNS_LITTLE | {"accuracy below a half", "duplicated data", "loss at ln 2", "margins flat"},
         rank=25,
     ),
     Cause(

@@ -56,10 +56,13 @@ def _objective_evidence(case: Case) -> dict[str, Any]:
 def _is_cross_entropy(case: Case) -> Confidence | None:
     """How sure it is that the loss is the cross-entropy of the chosen answers."""
     off, expected = _off(case), loss_at_zero(case)
+    if case.kind is not None and case.kind not in PREFERENCE:
+        return None
     if off is not None:
         margin = number(case, "probe/reference_margin")
         is_right = margin is not None and abs(margin) < _limit("reference_margin")  # the reference: only the loss is wrong
-        return "certain" if abs(off) >= _limit("far_off") and (is_right or _beta_has_no_effect(case)) else None
+        is_off = is_right and abs(off) >= _limit("reference_off")
+        return "certain" if is_off or (abs(off) >= _limit("far_off") and _beta_has_no_effect(case)) else None
     loss, plain = case.log.get("train/loss"), case.log.get("train/sft_loss")
     first = first_point(case, "train/loss")
     if expected is None or loss is None or first is None or first[1] - expected < _limit("far_off"):

@@ -265,11 +265,11 @@ CAUSES = (
         (*TOO_FAST, "not learning", "plateau", "no warm-up", "bad numbers in single rows", "no finite numbers", "fp16 overflow",
          "validation rises", "train-validation gap", CLIPPING, "slow learning", "batch too small", "trained too short",
          "too few updates", "likelihood displacement", "preferences over-optimised", "KL blow-up", "entropy collapse",
-         "validation too noisy"),
+         "validation too noisy", "forgetting"),
     ),
     _cause(LOW, too_low, 40, (*STILL, "trained too short")),
     _cause(DECAY, weight_decay, 36, (*TOO_FAST, *STILL, "vanishing gradient")),
-    _cause(CLIPPING, clipping, 55, STILL, needs=("train/grad_norm",)),
+    _cause(CLIPPING, clipping, 55, (*STILL, "trained too short"), needs=("train/grad_norm",)),
     *SCHEDULES,
 )  # fmt: skip
 """The causes in the learning rate."""

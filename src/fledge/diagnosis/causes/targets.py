@@ -320,7 +320,7 @@ CAUSES = (
         category="targets",
         find=smoothed,
         kinds=PREDICTING,
-        explains=LEARNS_LITTLE | {LOGGED_LOSS},
+        explains=LEARNS_LITTLE | {LOGGED_LOSS, "logged loss summed over accumulation"},
         setting=True,
         rank=36,
     ),

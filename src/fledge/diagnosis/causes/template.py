@@ -66,7 +66,9 @@ def unfit(case: Case) -> Sign | None:
     if tokens is not None and largest is not None and largest >= tokens:
         confidence = "certain"
         message = f"the data has the token {largest:.0f}, which the tokenizer of {tokens:,.0f} tokens cannot have written"
-    others = number(case, "data/prompt_tokens_differ")
+    others, texts = number(case, "data/prompt_tokens_differ"), number(case, "data/text_differs")
+    if others is not None and texts is not None:
+        others = min(others, texts)  # other tokens of the same text are not another tokenizer's
     if others is not None and (sure := above("template", "tokens_differ", others)) is not None:
         confidence = sure
         told = f"{others:.1%} of the tokens of prompts are others than the tokenizer of the run writes"

@@ -51,7 +51,8 @@ def _levels(log: TrainingLog, series: Series) -> dict[str, Any]:
 
 
 def _gaps(log: TrainingLog, series: Series) -> dict[str, Any]:
-    """Validation − training loss at each evaluation after the first points of the log."""
+    """Validation − training loss at each evaluation after the first points of the log, and what both fell by over the later
+    half of these evaluations."""
     losses = training_loss(log)
     if losses is None or len(losses) < 5:
         return {}
@@ -60,7 +61,10 @@ def _gaps(log: TrainingLog, series: Series) -> dict[str, Any]:
         return {}
     levels = _levels_at(losses, series.steps[inside])
     gaps, ratios = series.values[inside] - levels, series.values[inside] / np.where(levels > 0, levels, np.nan)
+    middle = len(gaps) // 2
     return {
+        "curve/training_fall_late": float(levels[middle] - levels[-1]),
+        "curve/validation_fall_late": float(series.values[inside][middle] - series.values[-1]),
         "curve/first_gap": float(gaps[0]),
         "curve/last_gap": float(gaps[-1]),
         "curve/training_at_last_validation": float(levels[-1]),

@@ -16,12 +16,13 @@ LOST = 0.5  # share of the rows whose prompt has a control token, in which it mu
 
 def built_token_figures(rows: Sequence[RowAgain], tokenizer: Tokenizer) -> dict[str, Figure]:
     """`data/prompt_tokens_differ`, `data/answer_tokens_differ`: share of the tokens of prompts and of answers that are others
-    than this code writes, of sequences of equal length; `data/control_tokens_split`: control tokens of prompts that were not
-    built as one token. Only rows that were built whole are looked at."""
+    than this code writes, of sequences of equal length; `data/text_differs`: share of sequences that hold another text;
+    `data/control_tokens_split`: control tokens of prompts that were not built as one token. Only rows that were built whole are
+    looked at."""
     pairs = list(_sequences(rows))
     if not pairs:
         return {}
-    counts, differing = np.zeros(2), np.zeros(2)
+    counts, differing, other_texts = np.zeros(2), np.zeros(2), 0
     written: Counter[int] = Counter()
     lost: Counter[int] = Counter()
     control = {number for number, token in tokenizer.core.get_added_tokens_decoder().items() if token.special}
@@ -31,12 +32,17 @@ def built_token_figures(rows: Sequence[RowAgain], tokenizer: Tokenizer) -> dict[
             other = fresh != built
             counts += begin, len(fresh) - begin
             differing += other[:begin].sum(), other[begin:].sum()
+        is_equal = np.array_equal(fresh, built)
+        other_texts += not is_equal and tokenizer.decode(fresh.tolist()) != tokenizer.decode(built.tolist())
         own = control.intersection(fresh[:begin].tolist())
         written.update(own)
         lost.update(own.difference(built.tolist()))
     names = sorted(tokenizer.core.id_to_token(one) or str(one) for one, times in lost.items() if times >= LOST * written[one])
     note = f"{len(pairs)} sequences encoded again"
-    figures = {"data/control_tokens_split": Figure(names, "data", note=note)}
+    figures = {
+        "data/control_tokens_split": Figure(names, "data", note=note),
+        "data/text_differs": Figure(other_texts / len(pairs), "data", note=note),
+    }
     for place, name in enumerate(("prompt", "answer")):
         if counts[place]:
             figures[f"data/{name}_tokens_differ"] = Figure(float(differing[place] / counts[place]), "data", note=note)

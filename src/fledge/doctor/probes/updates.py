@@ -1,7 +1,8 @@
 """Probes of the trainer's own update: gradients of one batch in two ways, the offset of its loss, what an update changes,
 dropout in its validation."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -165,10 +166,12 @@ def update(context: ProbeContext) -> Mapping[str, Figure | None]:
             model, objective, trainable.optimizers, max_grad_norm=parts.stage.optimizer.max_grad_norm, seed=0
         )
         model.train()
-        step(parts.step_batch(parts.rows, parts.rows), lr=rate)
+        outputs = [step(parts.step_batch(parts.rows, parts.rows), lr=rate)]
         ratios = update_ratios(model, before)
         for number in range(1, UPDATES):
-            step(parts.step_batch(parts.rows, parts.rows, number), lr=max(rate, VISIBLE_RATE) if rate else 0.0)
+            rows = parts.step_batch(parts.rows, parts.rows, number)
+            outputs.append(step(rows, lr=max(rate, VISIBLE_RATE) if rate else 0.0))
+        is_blind = _without_update(model, expected, [float(output.grad_norm) for output in outputs])
         changed = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
         held = {id(each) for one in trainable.optimizers for group in one.param_groups for each in group["params"]}
         missing = [name for name, each in model.named_parameters() if name in expected and id(each) not in held]
@@ -178,12 +181,19 @@ def update(context: ProbeContext) -> Mapping[str, Figure | None]:
     frozen = len(before) - len(expected)
     in_files = f"{len(saved_without)} of them have no state in the checkpoint" if saved_without else ""
     return {
-        "probe/unchanged_tensors": named(sorted(expected - changed), len(expected), "tensors", note),
+        "probe/unchanged_tensors": None if is_blind else named(sorted(expected - changed), len(expected), "tensors", note),
         "probe/changed_frozen": named(sorted(changed - expected), frozen, "frozen tensors", note),
         "probe/missing_from_optimizer": named(sorted([*missing, *saved_without]), len(expected), "tensors", in_files),
         "probe/restored_state": restored,
-        "probe/update_ratios": figure(ratios, f"one update at the rate {rate:.3g}"),
+        "probe/update_ratios": None if is_blind else figure(ratios, f"one update at the rate {rate:.3g}"),
     }
+
+
+def _without_update(model: LanguageModel, expected: Set[str], norms: Sequence[float]) -> bool:
+    """Whether no update was done, though tensors that are to be trained ask for a gradient: each gradient was 0 or not finite.
+    Nothing is told about single tensors then."""
+    asks = any(each.requires_grad for name, each in model.named_parameters() if name in expected)
+    return asks and not any(0 < norm < math.inf for norm in norms)
 
 
 def _restore(context: ProbeContext, trainable: Any) -> tuple[str, Figure | None]:
