@@ -66,6 +66,7 @@ def test_files_beside_the_state_give_facts(tmp_path: Path) -> None:
     assert (settings.vocab_size, settings.hidden_size, settings.other["tie_word_embeddings"]) == (32000, 512, True)
     assert (settings.method, settings.adapter_rank, settings.dropout, settings.initial) == ("lora", 8, 0.05, "trained")
     assert settings.kind == "sft"
+    assert "stage" not in settings.other and "trained with SFT" in settings.origin["kind"]
 
 
 def test_figures_of_preferences_tell_the_kind(tmp_path: Path) -> None:

@@ -185,3 +185,19 @@ def test_a_long_log_is_read_as_a_short_one(tmp_path: Path) -> None:
     together = points(read_text_log(tmp_path, "\n".join(lines)), "train/loss")
     alone = [points(read_text_log(tmp_path, line), "train/loss")[0] for line in lines]
     assert together == alone
+
+
+def test_settings_that_a_later_line_overrides(tmp_path: Path) -> None:
+    printed = "learning_rate = 1e-3 # small networks can go higher\nbatch_size = 64\nn_embd = 384\nmax_iters = 5000\n\n"
+    lines = ["Overriding: learning_rate = 1.0", "Overriding: n_embd = 64", *(f"iter {step}: loss 2.5" for step in range(9))]
+    settings = read_text_log(tmp_path, printed + "\n".join(lines)).settings
+    assert (settings.learning_rate, settings.hidden_size, settings.micro_batch_rows, settings.steps) == (1.0, 64, 64, 5000)
+    assert "line 6" in settings.origin["learning_rate"]
+    alone = read_text_log(tmp_path, printed + "\n".join(lines[2:])).settings
+    assert (alone.learning_rate, alone.hidden_size) == (1e-3, 384)
+
+
+@pytest.mark.parametrize("number", ["-0.0000", "+1.5", "1e-3", "1,234.5"])
+def test_numbers_of_any_form_are_read_alike(tmp_path: Path, number: str) -> None:
+    log = read_text_log(tmp_path, "\n".join(f"iter {step}: loss 2.5, time {number}ms, mfu 5.00%" for step in range(6)))
+    assert len(log.series["system/step_seconds"]) == 6

@@ -36,7 +36,8 @@ def _not_learning(case: Case) -> Finding | None:
     fall, z, head = case.value("curve/fall"), case.value("curve/fall_z"), case.value("curve/head_loss")
     if fall is None or not head or not is_long_enough(case) or case.value("curve/loss_at_ln2") is not None:
         return None
-    if fall > max(_limit("not_learning_share") * head, 0.0) and z >= _limit("not_learning_z"):
+    is_sure = z >= _limit("not_learning_z") or end_of_loss(case) == "falls"
+    if fall > max(_limit("not_learning_share") * head, 0.0) and is_sure:
         return None
     first = case.value("plan/first_loss_share")
     starts_high = case.value("plan/is_fresh") is True or (first is not None and first >= _limit("starts_high"))
@@ -99,13 +100,16 @@ def _should_know_pairs(case: Case) -> bool:
 
 
 def _slow(case: Case) -> Finding | None:
-    """A loss that is still high and still falls."""
+    """A loss that is still high and still falls. After few updates that is no fault by itself, but in a run from fresh weights,
+    which falls fast at first."""
     share = case.value("plan/last_loss_share")
     if share is None or share < _limit("slow_share") or end_of_loss(case) != "falls" or not is_long_enough(case):
         return None
+    is_soon = (case.value("curve/last_step") or 0.0) < _limit("fewest_steps") and not case.value("plan/is_fresh")
     return seen(
         f"the training loss falls slowly: after {case.value('curve/last_step'):,.0f} updates it is {share:.0%} of that of a "
         "uniform guess, and still falls",
+        severity="info" if is_soon else "warning",
         evidence=_figures(case, "curve/last_loss", "curve/late_fall", "curve/late_z", "plan/log_vocabulary"),
     )
 
@@ -187,8 +191,10 @@ def _validation_rises(case: Case) -> Finding | None:
     jitter, later = case.value("curve/validation_jitter") or 0.0, case.value("curve/validation_rise_evaluations")
     if rise is None or lowest is None or later is None or lowest <= 0:
         return None
-    enough = rise >= max(_limit("validation_share") * lowest, _limit("validation_jitters") * jitter)
-    if not enough or (later < _limit("validation_evaluations") and rise < 3 * _limit("validation_share") * lowest):
+    of_tokens = case.kind in TOKEN_KINDS  # a loss of whole answers differs more between samples
+    share = _limit("validation_share" if of_tokens else "validation_share_of_answers")
+    enough = rise >= max(share * lowest, _limit("validation_jitters") * jitter)
+    if not enough or (later < _limit("validation_evaluations") and rise < 3 * share * lowest):
         return None
     return seen(
         f"the validation loss rises: from {lowest:.4f} at step {case.value('curve/lowest_validation_step'):,.0f} to "

@@ -11,6 +11,14 @@ BEGIN, END = "<!-- results of fledge doctor bench -->", "<!-- end of the results
 SYMPTOMS_BEGIN, SYMPTOMS_END = "<!-- symptoms of fledge doctor bench -->", "<!-- end of the symptoms -->"
 COMMON = 4  # faults that are named for a symptom
 CHINESE = {
+    "in all": "总计",
+    "by group": "按组",
+    "by stage": "按阶段",
+    "simple rules": "同样日志上的简单规则",
+    "silent faults": "流程里悄无声息的故障",
+    "said of each fault": "对每种故障说了什么",
+    "every miss": "每一次判错",
+    "harmless faults": "没有可测影响的故障",
     "figure": "指标",
     "all depths": "全部深度",
     "curves and plan alone": "只看曲线和计划",
@@ -41,6 +49,14 @@ CHINESE = {
     "pairs": "配对数",
 }
 ENGLISH = {
+    "in all": "In all",
+    "by group": "By group",
+    "by stage": "By stage",
+    "simple rules": "Simple rules on the same logs",
+    "silent faults": "Silent faults of the pipeline",
+    "said of each fault": "What was named for each fault",
+    "every miss": "Every miss",
+    "harmless faults": "Faults without a measurable effect",
     "recall": "faults that are told",
     "false_alarms": "healthy runs with an alarm",
     "top1": "root cause right",
@@ -53,6 +69,7 @@ ENGLISH = {
     "harmless fault": "fault without a measurable effect",
 }
 RATES = ("recall", "false_alarms", "top1", "precision", "top3", "abstention", "alarms_without_effect")
+PARTS = (("group", "groups", "by group"), ("stage", "shapes", "by stage"), ("baseline", "baselines", "simple rules"))
 OF_PARTS = ("recall", "false_alarms", "top1", "precision", "top3")
 
 
@@ -69,22 +86,24 @@ class Page:
         """All tables."""
         return "\n".join(self._lines()) + "\n"
 
-    def _table(self, *columns: str) -> Iterator[str]:
+    def _table(self, *columns: str, heading: str = "") -> Iterator[str]:
+        if heading:
+            yield f"\n### {self._word(heading)}"
         yield ""
         yield f"| {' | '.join(map(self._word, columns))} |"
         yield "|" + "---|" * len(columns)
 
     def _lines(self) -> Iterator[str]:
         full, curves = self.results["full"], self.results["curves"]
-        yield from self._table("figure", "all depths", "curves and plan alone")
+        yield from self._table("figure", "all depths", "curves and plan alone", heading="in all")
         for name in RATES:
             yield f"| {self._word(name)} | {_rate(full[name])} | {_rate(curves[name])} |"
         yield f"| {self._word('category_f1')} | {full['category_f1']} | {curves['category_f1']} |"
-        for title, part in (("group", "groups"), ("stage", "shapes"), ("baseline", "baselines")):
-            yield from self._table(title, *OF_PARTS)
+        for title, part, heading in PARTS:
+            yield from self._table(title, *OF_PARTS, heading=heading)
             for name, values in self.results[part].items():
                 yield f"| `{name}` | {' | '.join(_rate(values[key]) for key in OF_PARTS)} |"
-        yield from self._table("silent fault", "figure")
+        yield from self._table("silent fault", "figure", heading="silent faults")
         for name, values in self.results["silent"].items():
             yield f"| `{name}` | {_rate(values)} |"
         yield from self._cases()
@@ -102,14 +121,14 @@ class Page:
 
     def _cases(self) -> Iterator[str]:
         """The tables of single faults and runs."""
-        yield from self._table("fault", "named")
+        yield from self._table("fault", "named", heading="said of each fault")
         for fault, said in self.results["confusion"].items():
             yield f"| `{fault}` | {', '.join(f'`{cause}` {count}' for cause, count in said.items())} |"
-        yield from self._table("missed case", "said", "right")
+        yield from self._table("missed case", "said", "right", heading="every miss")
         for miss in self.results["misses"]:
             right = ", ".join(f"`{cause}`" for cause in miss["right"]) or self._word("healthy")
             yield f"| `{miss['case']}` | `{miss['said']}` | {right} |"
-        yield from self._table("harmless fault", "change", "p", "pairs")
+        yield from self._table("harmless fault", "change", "p", "pairs", heading="harmless faults")
         for place, effect in self.results["without_effect"].items():
             yield f"| `{place}` | {effect['change']:.3g} | {effect['p_value']:.3g} | {effect['pairs']} |"
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,4 +170,7 @@ def _of_readme(file: Path) -> TrainingSettings:
     except OSError:
         return TrainingSettings()
     match = METHODS.search(text) if TRAINER.search(text) else None
-    return settings_from({"stage": match[1].lower()}, file.name) if match else TrainingSettings()
+    if match is None:
+        return TrainingSettings()
+    found = settings_from({"stage": match[1].lower()}, file.name)  # the name is LLaMA-Factory's, not one of this trainer
+    return replace(found, other={}, origin=dict.fromkeys(found.origin, f"{file.name}: {match[0]}"))

@@ -2,6 +2,8 @@
 
 import re
 
+from fledge.training_log.numbers import NUMBER, SPECIAL
+
 CLOCK = re.compile(
     r"[\[(]?\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}(?:[T _]\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?(?:Z|\s?[+-]\d{2}:?\d{2})?)?\b[\])]?"
     r"|(?<![\w:.])\d{1,3}:\d{2}(?::\d{2})?(?:[.,]\d+)?(?![\w:])"
@@ -60,17 +62,17 @@ REWRITES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     _shape("第", r"第\s*(\d+)\s*/\s*(\d+)\s*(?:轮|个?\s*epoch|个?周期)", r" | axis/epoch: \1 | axis/total_epochs: \2 | "),
     _shape("第", r"第\s*(\d+)\s*(?:轮|个?\s*epoch|个?周期)", r" | axis/epoch: \1 | "),
     _shape("第", r"第\s*(\d+)\s*(?:步|个?\s*step|次迭代|次更新)", r" | axis/step: \1 | "),
-    _shape("train", r"^\s*(\d+)\s+train\s+(?=[\d.]+\s*$)", r"axis/step: \1 | train loss: "),
-    _shape("val", r"^\s*(\d+)\s+val\s+(?=[\d.]+\s*$)", r"axis/step: \1 | val loss: "),
+    _shape("train", rf"^\s*(\d+)\s+train\s+(?={NUMBER}\s*$)", r"axis/step: \1 | train loss: "),
+    _shape("val", rf"^\s*(\d+)\s+val\s+(?={NUMBER}\s*$)", r"axis/step: \1 | val loss: "),
     # LitGPT: loss train: 2.3, val: 2.4
-    _shape("val", r"(?<=\bval)(?=\s*[:=]\s*[\d.n-])", r" loss"),
+    _shape("val", rf"(?<=\bval)(?=\s*[:=]\s*(?:{NUMBER}|{SPECIAL}))", r" loss"),
     # nanoGPT: loss 3.2, time 20.1ms
-    _shape(", time", r"(?<=, )time(?=:?\s+[\d.,]+\s?ms\b)", r"step_time"),
+    _shape(", time", rf"(?<=, )time(?=:?\s+{NUMBER}\s?ms\b)", r"step_time"),
     # Megatron: lm loss value: 6.4E+00
     _shape("loss value", r"(?<=loss) value(?=\s*:)", ""),
 )
 """What a line has in lower case, form of a part of it → the same as names and numbers. A later entry sees what an earlier one
-wrote."""
+wrote. A number is any that is read as one: a form may not depend on its sign or digits, for lines of one form are read alike."""
 
 
 def _crash(pattern: str, kind: str) -> tuple[re.Pattern[str], str]:

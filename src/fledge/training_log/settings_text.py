@@ -41,9 +41,9 @@ class Piece:
     before: dict[str, Any] = field(default_factory=dict)
     rows_of_update: float | None = None
 
-    def add(self, name: str, value: Any, line: int) -> None:
-        """Add a setting, unless the block has it already."""
-        if name not in self.values:
+    def add(self, name: str, value: Any, line: int, *, replaces: bool = False) -> None:
+        """Add a setting, unless the block has it already and this one does not say that it `replaces` it."""
+        if replaces or name not in self.values:
             self.values[name], self.lines[name] = value, line
 
 
@@ -64,8 +64,10 @@ ROWS = re.compile(
 )
 SHELL = ("bash", "sh", "shell", "console", "zsh")
 HEADER = re.compile(
-    r"^\W*(?:\[[^\]]*\]\s*)*(?P<name>[A-Za-z][\w &,().\-/]{1,70}?)\s*[=:]\s*(?P<value>[\w.,+\-]+?\s?[MBK]?)\s*,?\s*$"
+    r"^\W*(?:\[[^\]]*\]\s*)*(?:(?P<change>[Oo]verrid\w*)\s*:\s*)?(?P<name>[A-Za-z][\w &,().\-/]{1,70}?)\s*[=:]\s*"
+    r"(?P<value>[\w.,+\-]+?\s?[MBK]?)\s*,?\s*$"
 )
+COMMENT = re.compile(r"\s+#.*$")
 
 
 # -- logs ---------------------------------------------------------------------------------------------------------------
@@ -73,7 +75,7 @@ HEADER = re.compile(
 
 def settings_of_lines(lines: Iterable[NumberedLine], where: str) -> TrainingSettings:
     """Settings that a trainer printed before and while it trained: lines that hold a known name, `=` or `:` and a number, and
-    command lines."""
+    command lines. The first value of a name counts, unless a later line says that it overrides it."""
     piece = Piece(first=1, last=1)
     for line in lines:
         text = line.text.strip()
@@ -83,9 +85,11 @@ def settings_of_lines(lines: Iterable[NumberedLine], where: str) -> TrainingSett
         for name, value in OPTION.findall(text):
             if _is_setting(name):
                 piece.add(name, literal(value), line.number)
-        match = HEADER.match(text[-120:]) if len(text) < 200 else None
+        header = COMMENT.sub("", text)
+        match = HEADER.match(header[-120:]) if len(header) < 200 else None
         if match and _is_setting(match["name"]):
-            piece.add(match["name"].strip(), literal(match["value"]), line.number)
+            name, is_change = match["name"].strip(), match["change"] is not None
+            piece.add(name, literal(match["value"]), line.number, replaces=is_change)
     return _settings(piece, where)
 
 

@@ -279,6 +279,14 @@ def test_cut_answers(share: float, expected: str | None) -> None:
     assert sign is None or sign.finding.patch == {"stages.stage.rollout.max_new_tokens": 128}
 
 
+def test_answers_that_grew_up_to_the_limit() -> None:
+    grown = [0.0] * 6 + [1.0] * 54
+    sign = found("completions truncated", alone("grpo", {"train/completions/clipped_ratio": grown}))
+    assert sign is not None and sign.finding.confidence == "possible" and ", 0.0% at first" in sign.finding.message
+    noisy = [0.9, 0.5, 0.45, *[1.0] * 57]
+    assert confidence("completions truncated", alone("grpo", {"train/completions/clipped_ratio": noisy})) == "certain"
+
+
 def test_reward_hacking() -> None:
     worse = {"eval/exact_match": [0.4, 0.6, 0.5, 0.3]}
     slightly = {"eval/exact_match": [0.4, 0.6, 0.5, 0.52]}

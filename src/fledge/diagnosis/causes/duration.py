@@ -20,7 +20,8 @@ def _limit(name: str) -> float:
 
 
 def short(case: Case) -> Sign | None:
-    """A model that has hardly learned more than frequencies of tokens when training ends, and was still learning."""
+    """A model that has hardly learned more than frequencies of tokens when training ends, and was still learning. Where neither
+    the frequencies were counted nor fresh weights are known, the level may be that of the text or of the model it began with."""
     steps, per_parameter = case.value("curve/last_step"), case.value("plan/tokens_per_parameter")
     late, level, z = case.value("curve/late_fall"), case.value("curve/last_loss"), case.value("curve/late_z")
     if late is None or not level or z is None or not steps or not case.value("plan/is_done"):
@@ -36,7 +37,7 @@ def short(case: Case) -> Sign | None:
     longer = f"{math.ceil(4 * epochs)} epochs" if epochs else f"{round(4 * steps)} steps"
     return sign(
         SHORT,
-        "likely" if symptoms else "possible",
+        "likely" if "high level" in symptoms or (symptoms and case.value("plan/is_fresh")) else "possible",
         f"after {known} the loss is {level:.3f} and was still falling, by {late:.3f} over the last half: the model knows "
         "little more than which tokens are frequent, and such models repeat their input or themselves",
         hint="train for several times as many tokens before other settings are changed: more data where there is some, else "

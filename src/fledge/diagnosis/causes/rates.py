@@ -9,6 +9,7 @@ from fledge.diagnosis.causes.matching import beyond, inner_update, matching, tim
 from fledge.diagnosis.causes.schedules import SCHEDULES
 from fledge.diagnosis.causes.signs import patch, sign, span
 from fledge.diagnosis.evidence import rounded
+from fledge.diagnosis.rate_bands import GENERIC
 from fledge.diagnosis.thresholds import threshold
 
 ZERO, HIGH, LOW = "learning rate zero", "learning rate too high", "learning rate too low"
@@ -72,7 +73,8 @@ def too_high(case: Case) -> Sign | None:
     symptoms, size = matching(case, TOO_FAST), inner_update(case, "update_at_peak")
     large = size if size is not None and size >= _limit("large_update") else None
     is_hurt = bool(symptoms) or large is not None or _was_lowered(case)
-    sure = beyond(factor, is_hurt, far=_limit("far"), some=_limit("some"), near=_limit("near"))
+    far = _limit("far") if _is_comparable(band) else math.inf
+    sure = beyond(factor, is_hurt, far=far, some=_limit("some"), near=_limit("near"))
     is_broken = factor >= 1 and _breaks_down(case)
     if sure is None and not is_broken:
         return None
@@ -93,6 +95,12 @@ def too_high(case: Case) -> Sign | None:
         alternatives=_alternatives_of_high(case),
         steps=_rates(case),
     )
+
+
+def _is_comparable(band: dict[str, Any]) -> bool:
+    """Whether a rate alone, without a symptom, can be told to be too high: the width of the model is known, of which the highest
+    rate that it bears depends, or the rate is beyond those of all widths."""
+    return band["width"] is not None or band["peak_lr"] > GENERIC[1]
 
 
 def _breaks_down(case: Case) -> bool:

@@ -29,6 +29,8 @@ REWARDED = frozenset({"grpo"})
 REWARD, DEVIATION, EQUAL = "train/reward", "train/reward_std", "train/frac_reward_zero_std"
 LENGTH, CUT = "train/completions/mean_length", "train/completions/clipped_ratio"
 HELD_OUT = "eval/exact_match"
+GROWN = 0.5  # share of cut answers at first ÷ that at the end, below which answers have grown up to the limit
+FIRST_PART = 16  # of how many parts of a log the first one tells what the start model does
 
 NO_VARIANCE = "groups without variance"
 WRONG_GROUPS = "groups wrongly formed"
@@ -38,6 +40,7 @@ CONSTANT = "reward constant"
 LENGTHS = "length hacking"
 TRUNCATED = "completions truncated"
 HACKED = "reward hacking"
+HIGH = "learning rate too high"
 
 
 def _limit(name: str) -> float:
@@ -196,7 +199,7 @@ def kl_blow_up(case: Case) -> Sign | None:
         proof="go on from an earlier checkpoint with the changed settings: the divergence must stay below 0.1 nats a token",
         evidence={"train/kl": kl, "beta": beta, "held-out gain": _held_out_gain(case), "reward gain": _gain(case, REWARD)},
         patch=None if not case.settings.learning_rate else patch(case, optimizer__learning_rate=_third(case)),
-        alternatives={"learning rate too high": "the learning rate against the plan"},
+        alternatives={HIGH: "the learning rate against the plan"},
         steps=span(case.log.get("train/kl")),
     )
 
@@ -266,27 +269,34 @@ def length_hacking(case: Case) -> Sign | None:
 
 
 def truncated(case: Case) -> Sign | None:
-    """Answers are cut before their end."""
-    share = late_level(case, CUT)
+    """Answers are cut before their end. Where they grew up to the limit while training went on, that they are cut follows from
+    what made them longer, and the limit is only possibly too small."""
+    share, ratio = late_level(case, CUT), case.log.get(CUT)
     confidence = above("rewards", "cut", share)
-    if share is None or confidence is None:
+    if share is None or confidence is None or ratio is None:
         return None
+    before = float(np.mean(ratio.values[: max(1, len(ratio) // FIRST_PART)]))
+    has_grown = before < GROWN * share
+    if has_grown:
+        confidence = at_most("possible", confidence) or "possible"
     limit = as_number(other_setting(case, "max_new_tokens", "max_completion_length"))
     longest = case.log.get("train/completions/max_length")
     most = limit or (None if longest is None else float(longest.values.max()))
     return sign(
         TRUNCATED,
         confidence,
-        f"{share:.1%} of the drawn answers are cut{'' if most is None else f' at {most:.0f} tokens'}: their rewards are those "
-        "of "
-        "unfinished answers",
+        f"{share:.1%} of the drawn answers are cut{'' if most is None else f' at {most:.0f} tokens'}"
+        f"{f', {before:.1%} at first' if has_grown else ''}: their rewards are those of unfinished answers",
         hint="let answers be longer (max_new_tokens, max_completion_length), reward short ones, or leave cut ones out of the "
         "loss",
         proof="draw answers with twice the tokens: if most end now, the limit was the cause",
-        evidence={CUT: share, "longest": most, "probe/base_ended": number(case, "probe/base_ended")},
+        evidence={CUT: share, "cut at first": before, "longest": most, "probe/base_ended": number(case, "probe/base_ended")},
         patch=patch(case, rollout__max_new_tokens=None if most is None else 2 * int(most)),
         severity="warning",
-        alternatives={"answers never end": "share of answers of the start model that end themselves"},
+        alternatives={
+            "answers never end": "share of answers of the start model that end themselves",
+            **({HIGH: "the learning rate against the plan"} if has_grown else {}),
+        },
         steps=span(case.log.get(CUT)),
     )
 
