@@ -72,7 +72,8 @@ REWRITES: tuple[tuple[str, re.Pattern[str], str], ...] = (
     _shape("loss value", r"(?<=loss) value(?=\s*:)", ""),
 )
 """What a line has in lower case, form of a part of it → the same as names and numbers. A later entry sees what an earlier one
-wrote. A number is any that is read as one: a form may not depend on its sign or digits, for lines of one form are read alike."""
+wrote. A number is any that is read as one: a form must not depend on its sign or digits, for lines of one form are read
+alike."""
 
 
 def _crash(pattern: str, kind: str) -> tuple[re.Pattern[str], str]:

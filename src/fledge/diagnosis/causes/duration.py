@@ -21,7 +21,7 @@ def _limit(name: str) -> float:
 
 def short(case: Case) -> Sign | None:
     """A model that has hardly learned more than frequencies of tokens when training ends, and was still learning. Where neither
-    the frequencies were counted nor fresh weights are known, the level may be that of the text or of the model it began with."""
+    the frequencies were counted nor fresh weights are known, the level may be that of the text, or of the start model."""
     steps, per_parameter = case.value("curve/last_step"), case.value("plan/tokens_per_parameter")
     late, level, z = case.value("curve/late_fall"), case.value("curve/last_loss"), case.value("curve/late_z")
     if late is None or not level or z is None or not steps or not case.value("plan/is_done"):
@@ -184,7 +184,8 @@ CAUSES = (
     Cause(name=SHORT, category="duration", find=short, rank=46, setting=True,
           needs=("data/unigram_entropy", "data/bigram_entropy"), explains=frozenset({*HIGH, "not learning"})),
     Cause(name=LONG, category="duration", find=long, rank=37, setting=True, needs=("eval/loss",),
-          explains=frozenset({"validation rises", "train-validation gap", "sawtooth", "loss near zero", "forgetting", REPEATED})),
+          explains=frozenset({"validation rises", "train-validation gap", "sawtooth", "loss near zero", "forgetting",
+                              REPEATED})),
     Cause(name=REPEATED, category="data", find=repeated, rank=48, needs=("train/epoch", "data/duplicate_share"),
           explains=frozenset({"sawtooth", "train-validation gap", "loss near zero"})),
     Cause(name=SAME_ORDER, category="data", find=same_order, rank=47, needs=("train/epoch", "data/order_z"),
