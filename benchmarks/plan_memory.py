@@ -9,7 +9,8 @@ that is too high wastes memory.
 Constants of the formula were chosen with half of the families (by a hash of their settings); but errors of the others of the
 default seed were seen when causes were looked for. Families of another `--seed` were never looked at. Repeated measurements of
 one point may differ: where the allocator gives memory back depends on the moment at which threads run.
-`--from FILE` predicts the points of an earlier `--out` again, without measuring.
+`--from FILE` predicts the points of an earlier `--out` again, without measuring; what was measured so far is in its
+measured.jsonl, and a run with the same `--out` goes on from there.
 """
 
 import json
@@ -256,19 +257,30 @@ def plot(file: Path, results: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def measure_all(points: list[Point]) -> list[dict[str, Any]]:
-    """The measurements of points, one process after another."""
+def measure_all(points: list[Point], folder: Path | None) -> list[dict[str, Any]]:
+    """The measurements of points, one process after another. With a folder each is kept in its measured.jsonl, and those that
+    are there already are not repeated."""
+    kept = None if folder is None else folder / "measured.jsonl"
+    done = {}
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.touch()
+        done = {str(Point(**one["point"])): one for one in map(json.loads, kept.read_text().splitlines())}
     results = []
     for number, point in enumerate(points, 1):
-        results.append({"point": asdict(point), **alone(point)})
-        print(f"{number}/{len(points)}: {results[-1]['peak'] / MIB:,.0f} MiB, {point}", flush=True)
+        result = done.get(str(point)) or {"point": asdict(point), **alone(point)}
+        results.append(result)
+        if kept is not None and str(point) not in done:
+            with kept.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+        print(f"{number}/{len(points)}: {result['peak'] / MIB:,.0f} MiB, {point}", flush=True)
     return results
 
 
 def main() -> None:
     """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
-    parser.add_argument("--out", type=Path, help="folder for points.jsonl, table.md and plan_memory.png")
+    parser.add_argument("--out", type=Path, help="folder for points.jsonl, table.md and plan_memory.png; goes on where it ended")
     parser.add_argument("--from", dest="source", type=Path, help="predict the points of this points.jsonl, without measuring")
     parser.add_argument("--seed", type=int, default=20, help="draws the random families (default 20)")
     parser.add_argument("--one", help="measure one point, given as JSON, in this process")
@@ -278,7 +290,7 @@ def main() -> None:
     if chosen.source is not None:
         measured = [json.loads(line) for line in chosen.source.read_text().splitlines()]
     else:
-        measured = measure_all(quick_grid() if chosen.quick else grid(chosen.seed))
+        measured = measure_all(quick_grid() if chosen.quick else grid(chosen.seed), chosen.out)
     results = with_predictions(measured)
     if chosen.out is not None:
         write_out(chosen.out, results)

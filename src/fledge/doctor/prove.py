@@ -145,10 +145,9 @@ class _Prover:
         given = self.runs.variant({})
         yardsticks = yardsticks_for(given.prepared.plan.kind, cause=self.settings.cause, named=self.settings.by)
         self.seconds /= len(patches)
-        variants, sums = [given], dict[str, Any]()
+        variants = [given]
         for patch in patches:
-            sums |= self.runs.recipes.normalised(patch)
-            variants.append(self.runs.variant(sums))
+            variants.append(self._with(patch, variants[-1]))
         length = self._length(variants)
         if self.runs.start == "checkpoint":
             variants = [self.runs.variant(one.patch) for one in variants]
@@ -156,12 +155,17 @@ class _Prover:
         proofs: list[Proof] = []
         kept = variants[0]
         for patch in patches:
-            added = self.runs.recipes.normalised(patch)
-            tried = self.runs.variant({**kept.patch, **added})
+            tried = self._with(patch, kept)
+            new = {key: value for key, value in tried.patch.items() if key not in kept.patch or kept.patch[key] != value}
+            added = new or self.runs.recipes.normalised(patch)
             proofs.append(self._one(kept, tried, added, length, yardsticks))
             if proofs[-1].outcome == "helps":
                 kept = tried
         return proofs
+
+    def _with(self, patch: Patch, kept: Variant) -> Variant:
+        """A variant with one more patch, as long as it was before."""
+        return self.runs.as_long(self.runs.variant({**kept.patch, **self.runs.recipes.normalised(patch)}), kept)
 
     # -- how long -----------------------------------------------------------------------------------------------------
 

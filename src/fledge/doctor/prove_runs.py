@@ -14,6 +14,7 @@ import orjson
 import xxhash
 
 from fledge.data import is_complete
+from fledge.doctor.prove_budget import is_shorter
 from fledge.doctor.prove_data import build_patched, built_folder, changes_data, held_out_examples, load, reseeded
 from fledge.doctor.prove_recipes import Length, Patch, ProofRecipes, Start
 from fledge.doctor.prove_yardsticks import DOCUMENTS, HeldOut, Subject, Yardstick
@@ -93,10 +94,22 @@ class ProofRuns:
         built = built_folder(self.recipes.run, self.recipes.given, self.recipes.stage)
         if changes_data(built, recipe.stages[self.recipes.stage]):
             key = hash_of(recipe.stages[self.recipes.stage].data.model_dump(mode="json"))
-            self.console.log("the patch changes the data: it is built anew, from the files of the recipe")
-            built = build_patched(recipe, self.tokenizer()[0], self.work / "data" / key, self.console.log)
+            folder = self.work / "data" / key
+            if not is_complete(folder / self.recipes.stage):
+                self.console.log("the patch changes the data: it is built anew, from the files of the recipe")
+            built = build_patched(recipe, self.tokenizer()[0], folder, self.console.log)
         dataset = self._dataset(built, recipe, self.recipes.seed(0))
         return Variant(patch=whole, recipe=recipe, built=built, prepared=self.recipes.prepared(recipe, dataset))
+
+    def as_long(self, variant: Variant, kept: Variant) -> Variant:
+        """A variant with as many updates as another, where its data alone makes it shorter: without copies of rows, the same
+        epochs are fewer updates, and a pair of runs would compare these instead."""
+        key = f"stages.{self.recipes.stage}.duration"
+        if variant.built == kept.built or key in variant.patch or not is_shorter(variant.prepared, kept.prepared):
+            return variant
+        steps = kept.prepared.plan.steps
+        self.console.log(f"the patch leaves fewer rows in an epoch: it is tried for {steps:,} updates, as many as before")
+        return self.variant({**variant.patch, key: f"{steps} steps"})
 
     def _dataset(self, built: Path, recipe: Recipe, seed: int) -> Path:
         """The data of a build in the order of a seed of the recipe."""

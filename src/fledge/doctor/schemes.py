@@ -24,6 +24,9 @@ MUCH_HIGHER = 3.0  # times a rate before, from which the aggressive scheme warms
 LONGER_WARMUP = 0.05
 RATE, WARMUP, DURATION = "optimizer.learning_rate", "schedule.warmup", "duration"
 OF_LENGTH = (DURATION, "early_stopping", "select_checkpoint")
+CLEANING = "data.clean."
+BY_VALIDATION = (*OF_LENGTH, CLEANING)  # beginnings of keys whose change the training loss does not show
+ROUNDING = 1.1  # a rate that was rounded is at most so much outside of its band
 SURE = ("certain", "likely")
 PLACE = re.compile(r"^\d+\. \S+:\d+: ")  # before a problem of a recipe: its number and line
 
@@ -82,8 +85,8 @@ def schemes(examination: Examination) -> list[Scheme]:
     cured = [found for found in examination.diagnoses.found if _is_cured(found)]
     if not cured:
         return []
-    full, left_out = taken_by_recipe(examination, _merged(cured))
-    sure = _merged([one for one in cured if one.sign.finding.confidence in SURE] or cured[:1])
+    full, left_out = taken_by_recipe(examination, _as_long(examination, _merged(cured)))
+    sure = _as_long(examination, _merged([one for one in cured if one.sign.finding.confidence in SURE] or cured[:1]))
     likely = [key for key in full if key in sure] or list(full)[:1]
     conservative = {key: halfway(case, stage_key(key), full[key]) for key in likely}
     made = {
@@ -141,6 +144,20 @@ def _merged(found: list[Diagnosis]) -> dict[str, Any]:
         for key, value in (one.sign.finding.patch or {}).items():
             merged.setdefault(key, value)
     return merged
+
+
+def _as_long(examination: Examination, patch: Mapping[str, Any]) -> dict[str, Any]:
+    """The patch; where it drops rows of a stage that is counted in epochs, with as many updates as the stage had."""
+    run, case = examination.target.run, examination.case
+    steps, cleaning = facts_of(case).whole_steps, [key for key in patch if stage_key(key).startswith(CLEANING)]
+    if run is None or not steps or not cleaning or any(stage_key(key) == DURATION for key in patch):
+        return dict(patch)
+    from fledge.recipe import load_recipe
+
+    stage = load_recipe([str(run / "recipe.yaml")]).stages[examination.stage]
+    if Duration.parse(stage.duration).unit != "epochs":
+        return dict(patch)
+    return {**patch, f"stages.{examination.stage}.{DURATION}": f"{round(steps)} steps"}
 
 
 def _with_warmup(case: Case, patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,19 +223,21 @@ def _shorter_way(case: Case, target: str) -> str:
 
 
 def _steps(case: Case, patch: Mapping[str, Any]) -> Iterator[SchemeStep]:
-    """One change after another: keys of one section of the batch belong together."""
+    """One change after another: keys of the batch belong together, and what drops rows with how long the others are read."""
     groups: dict[str, dict[str, Any]] = {}
+    drops_rows = any(stage_key(key).startswith(CLEANING) for key in patch)
     for key, value in patch.items():
         own = stage_key(key)
-        groups.setdefault("batch" if own.startswith("batch.") else own, {})[key] = value
+        together = "batch." if own.startswith("batch.") else CLEANING if own.startswith(CLEANING) else own
+        groups.setdefault(CLEANING if own == DURATION and drops_rows else together, {})[key] = value
     for values in groups.values():
         yield SchemeStep(patch=values, look=_look_at_validation(case, list(values)) or _look(case))
 
 
 def _look_at_validation(case: Case, keys: list[str]) -> str | None:
-    """What to look at for changes of how long a stage trains, and of which checkpoint goes on; None for others."""
+    """What to look at for changes of the rows, of how long a stage trains, and of which checkpoint goes on; None for others."""
     lowest, step = case.value("curve/lowest_validation"), case.value("curve/lowest_validation_step")
-    if lowest is None or step is None or not all(stage_key(key).startswith(OF_LENGTH) for key in keys):
+    if lowest is None or step is None or not all(stage_key(key).startswith(BY_VALIDATION) for key in keys):
         return None
     return (
         f"compare the validation loss of the model that goes on with the lowest one of this log, {lowest:.3f} at step "
@@ -260,7 +279,7 @@ def _in_words(case: Case, letter: str, steps: tuple[tuple[tuple[str, ...], str],
 
 def _effect(case: Case, patch: Mapping[str, Any], key: str, value: Any) -> str | None:
     """What a change does, with the figure that it rests on; None where there is nothing to say."""
-    rule = EFFECTS.get(key) or (EFFECTS["batch"] if key.startswith("batch.") else None)
+    rule = next((found for begin, found in EFFECTS.items() if key.startswith(begin)), None)
     return rule(case, {stage_key(one): of for one, of in patch.items()}, value) if rule else None
 
 
@@ -274,7 +293,8 @@ def _rate_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | None
         said += f": update ÷ weight goes from {number(float(ratio))} to about {number(float(ratio) * value / before)}"
     low, high = case.value("plan/rate_low"), case.value("plan/rate_high")
     if low and high:
-        place = "inside" if low <= value <= high else "still outside"
+        near = low / ROUNDING <= value <= high * ROUNDING
+        place = "inside" if low <= value <= high else "at the end of" if near else "still outside"
         said += f"; {number(value)} is {place} the usual {number(low)} to {number(high)}"
     return said
 
@@ -283,6 +303,14 @@ def _warmup_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | No
     peak = case.value("curve/early_grad_peak")
     seen = f"; the gradient of the first updates was up to {peak:.1f} times the later one" if peak else ""
     return f"the first updates are smaller{seen}"
+
+
+def _cleaning_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | None:
+    copies = case.value("data/duplicate_share")
+    if not isinstance(copies, float | int) or not 0 < copies < 1:
+        return None
+    often = 1 / (1 - copies)
+    return f"{copies:.1%} of the examples fall away, and in as many updates the others are read {often:.2g} times as often"
 
 
 def _batch_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | None:
@@ -311,7 +339,8 @@ def _duration_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | 
 EFFECTS: dict[str, Callable[[Case, Mapping[str, Any], Any], str | None]] = {
     RATE: _rate_effect,
     WARMUP: _warmup_effect,
-    "batch": _batch_effect,
+    "batch.": _batch_effect,
+    CLEANING: _cleaning_effect,
     DURATION: _duration_effect,
 }
-"""By key of the stage: what a change does."""
+"""By beginning of a key of the stage: what a change does."""

@@ -98,8 +98,8 @@ def too_high(case: Case) -> Sign | None:
 
 
 def _is_comparable(band: dict[str, Any]) -> bool:
-    """Whether a rate alone, without a symptom, can be told to be too high: the width of the model is known, on which the highest
-    rate depends that it bears, or the rate is beyond those of all widths."""
+    """Whether a rate alone, without a symptom, can be told to be too high: the width of the model is known, on which the
+    highest rate depends that it bears, or the rate is beyond those of all widths."""
     return band["width"] is not None or band["peak_lr"] > GENERIC[1]
 
 
