@@ -1,10 +1,10 @@
 """Does the proof by experiment tell a right patch from one that changes nothing that matters?
 
 Small models are trained on a generated world, each with one fault that a setting mends: rates, schedule, batch, clipping,
-decay, dropout, losses of preferences, adapters, epochs, context, duplicates. For each, the proof of `fledge doctor RUN --prove`
-is given the right patch, and a placebo: a key that changes nothing, or nothing that matters. Prints what each was judged, and
-how often the right patch "helps" and the placebo does not. Two sound runs get a patch that ruins them, which must make them
-worse.
+decay, dropout, losses of preferences, reward models, adapters, epochs, context, duplicates. For each, the proof of
+`fledge doctor RUN --prove` is given the right patch, and a placebo: a key that changes nothing, or nothing that matters.
+Prints what each was judged, and how often the right patch "helps" and the placebo does not. Two sound runs get a patch that
+ruins them, which must make them worse.
 """
 
 import json
@@ -34,8 +34,10 @@ MODEL = {
     "max_position_embeddings": 128,
 }  # fmt: skip
 SIZES = Sizes(pretrain=700, sft=700, preference=200, validation=64, questions=20)
-STEPS = {"pretrain": 60, "sft": 70, "preference": 30, "lora": 50}
-ROWS = {"pretrain": 4, "sft": 4, "preference": 3, "lora": 4}
+STEPS = {"pretrain": 60, "sft": 70, "preference": 30, "lora": 50, "kto": 40, "reward": 40}
+ROWS = {"pretrain": 4, "sft": 4, "preference": 3, "lora": 4, "kto": 6, "reward": 3}
+FILES = {"lora": "sft", "reward": "preference"}
+"""Kind of case → the rows that it trains on, where these are another kind's."""
 IDENTITY_COPIES = 1500
 MINUTES = 6.0  # of a proof: enough for whole stages here
 QUICK = ("rate 0", "rate × 0.03, new weights")
@@ -58,7 +60,14 @@ class Case:
     worse: bool = False
 
 
-RATES = {"pretrain": 3e-2, "sft": 1e-2, "preference": 3e-4, "lora": 1e-2}  # the best of a scan, or near it
+RATES = {
+    "pretrain": 3e-2,
+    "sft": 1e-2,
+    "preference": 3e-4,
+    "lora": 1e-2,
+    "kto": 3e-4,
+    "reward": 1e-3,
+}  # the best of a scan, or near it
 RATE = "optimizer.learning_rate"
 
 
@@ -89,6 +98,12 @@ def _cases(world: Path) -> list[Case]:
         Case(name="never decays", kind="pretrain", cause="schedule cut before it decays",
              fault={**_optimizer(learning_rate=3 * pretrain), "schedule": {"name": "constant", "warmup": 0.05}},
              patch={"schedule.name": "linear"}, placebo=betas),
+        Case(name="never decays, six times as long", kind="pretrain", cause="schedule cut before it decays",
+             fault={**_optimizer(learning_rate=3 * pretrain), "schedule": {"name": "constant", "warmup": 0.05},
+                    "duration": "360 steps"},
+             patch={"schedule.name": "linear"}, placebo=betas),
+        Case(name="too few updates", kind="sft", category="duration", cause="too few updates", fault={"duration": "8 steps"},
+             patch={"duration": "70 steps"}, placebo=eps),
         Case(name="clipped to nothing", kind="sft", category="learning rate", fault=_optimizer(max_grad_norm=1e-8),
              patch={"optimizer.max_grad_norm": 1.0}, placebo={"optimizer.max_grad_norm": 1.02e-8}),
         Case(name="weight decay huge", kind="sft", category="learning rate", fault=_optimizer(weight_decay=100.0),
@@ -116,6 +131,12 @@ def _cases(world: Path) -> list[Case]:
              placebo=eps),
         Case(name="adapter: rate of full tuning", kind="lora", fault=_optimizer(learning_rate=1e-4),
              patch={RATE: RATES["lora"]}, placebo=betas),
+        Case(name="adapter: hardly scaled", kind="lora", category="model", fault={"adapter": {"lora_alpha": 0.02}},
+             patch={"adapter.lora_alpha": 16.0}, placebo=eps),
+        Case(name="KTO: rate × 30", kind="kto", fault=_optimizer(learning_rate=30 * RATES["kto"]),
+             patch={RATE: RATES["kto"]}, placebo=betas),
+        Case(name="reward model: rate × 0.01", kind="reward", fault=_optimizer(learning_rate=0.01 * RATES["reward"]),
+             patch={RATE: RATES["reward"]}, placebo=eps),
         Case(name="sound: rate ruined", kind="sft", fault={}, patch={RATE: 30 * sft}, placebo=eps, worse=True),
         Case(name="sound: beta ruined", kind="preference", category="preferences", fault={}, patch={"beta": 50.0},
              placebo=betas, worse=True),
@@ -134,15 +155,29 @@ def make_world(folder: Path) -> Path:
     half = len(lines) // 2
     (world / "flooded.jsonl").write_text("\n".join([*lines[:half], *copies, *lines[half:]]) + "\n", encoding="utf-8")
     (world / "few.jsonl").write_text("\n".join(lines[:48]) + "\n", encoding="utf-8")
+    for part in ("", ".validation"):
+        pairs = (world / f"preference{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        labelled = [row for pair in map(json.loads, pairs) for row in _labelled(pair)]
+        (world / f"kto{part}.jsonl").write_text(
+            "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in labelled), "utf-8"
+        )
     return world
+
+
+def _labelled(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    """The two answers of a pair as rows of their own, with a label."""
+    return [
+        {"messages": [*pair["messages"], {"role": "assistant", "content": pair[name]}], "label": name == "chosen"}
+        for name in ("chosen", "rejected")
+    ]
 
 
 def sound(world: Path, kind: str, start: Path | None) -> dict[str, Any]:
     """A stage of a kind without a fault."""
-    rows = {"lora": "sft"}.get(kind, kind)
+    rows = FILES.get(kind, kind)
     adapter = {"adapter": {"r": 8, "lora_alpha": 16}} if kind == "lora" else {}
     return {
-        "kind": rows,
+        "kind": {"lora": "sft"}.get(kind, kind),
         "data": {"train": str(world / f"{rows}.jsonl"), "validation": str(world / f"{rows}.validation.jsonl"),
                  "max_seq_len": 128},
         "batch": {"micro_batch_size": ROWS[kind]},
@@ -181,7 +216,8 @@ def start_models(folder: Path, world: Path) -> dict[str, Path]:
     stages = {"pretrain": {**sound(world, "pretrain", None), "duration": "120 steps"}, "sft": sound(world, "sft", None)}
     run = train(folder, "start", stages, {"tokenizer": {"vocab_size": 800}})
     base, tuned = (resolve_model_path(str(run / stage)) for stage in stages)
-    return {"sft": base, "lora": base, "preference": tuned, "tokenizer": run / "tokenizer"}
+    kinds = {"sft": base, "lora": base, "preference": tuned, "kto": tuned, "reward": tuned}
+    return {**kinds, "tokenizer": run / "tokenizer"}
 
 
 @dataclass(frozen=True)

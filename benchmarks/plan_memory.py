@@ -280,7 +280,9 @@ def measure_all(points: list[Point], folder: Path | None) -> list[dict[str, Any]
 def main() -> None:
     """Measure and print the results as one line of JSON."""
     parser = options(__doc__ or "")
-    parser.add_argument("--out", type=Path, help="folder for points.jsonl, table.md and plan_memory.png; goes on where it ended")
+    parser.add_argument(
+        "--out", type=Path, help="folder for points.jsonl, table.md and plan_memory.png; goes on where it ended"
+    )
     parser.add_argument("--from", dest="source", type=Path, help="predict the points of this points.jsonl, without measuring")
     parser.add_argument("--seed", type=int, default=20, help="draws the random families (default 20)")
     parser.add_argument("--one", help="measure one point, given as JSON, in this process")

@@ -78,7 +78,7 @@ def unescaped_prints(tree: ast.Module) -> list[str]:
     """Calls of print whose text is neither a constant nor escaped, and imports of rich's own console."""
     problems = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and node.args:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" and node.args:
             text = node.args[0]
             if not isinstance(text, ast.Constant) and not ast.unparse(text).startswith(("escaped", "shown(")):
                 problems.append(f"line {node.lineno}: {ast.unparse(node)}")

@@ -21,6 +21,7 @@ from tests.support import markdown, tiny_run
 
 ROOT = markdown.ROOT
 README, TUTORIAL, COMMANDS = ROOT / "README.md", ROOT / "docs" / "tutorial.md", ROOT / "docs" / "commands.md"
+TRAIN = {"train", "plan", "sweep", "tune"}  # commands that train by a recipe, a probe too
 SMALL = [  # laid over every training run of a document, so that it takes a moment
     "--model.hidden_size", "32", "--model.num_hidden_layers", "2", "--model.intermediate_size", "64", "--runtime.threads", "1",
     "--runtime.compile", "false", "--runtime.precision", "fp32", "--runtime.attention", "sdpa",
@@ -106,7 +107,7 @@ def run_all(document: Path, workplace: Path, small: list[str], rows: int | None 
             continue
         sys.stdin = io.StringIO("hello\n/new\n/quit\n")
         location = f"{markdown.label(document)}:{command.line}: {command}"
-        if words[0] == "train":
+        if words[0] in TRAIN and words[1:2] and words[1].endswith(".yaml"):
             words += small
         if INTERRUPTED in command.comment:
             with interruption(workplace / "runs" / "pip" / "pretrain"):
@@ -178,8 +179,13 @@ def test_the_slow_commands_of_the_documents_run(workplace: Path) -> None:
 # -- commands that are only looked at --------------------------------------------------------------------------------------
 
 
+HELP: dict[str, dict[str, set[str]]] = {}  # what `help_of` has found
+
+
 def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str) -> dict[str, set[str]]:
     """The options in the help of a command, each with its choices."""
+    if command in HELP:
+        return HELP[command]
     monkeypatch.setenv("COLUMNS", "400")
     capsys.readouterr()
     fledge([*command.split(), "--help"])
@@ -191,6 +197,7 @@ def help_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
             choices = re.search(r"\{([\w,-]+)\}", head)
             for option in re.findall(r"--[\w-]+", head):
                 options[option] = set(choices[1].split(",")) if choices else set()
+    HELP[command] = options
     return options
 
 

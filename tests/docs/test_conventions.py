@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,12 @@ def long_functions(file: Path, tree: ast.Module) -> list[str]:
 def positional_constructions(file: Path, tree: ast.Module) -> list[str]:
     """Classes that are constructed with many values that no keyword names."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    names = [(node, ast.unparse(node.func).rpartition(".")[2].lstrip("_")) for node in calls]
+    many = [node for node in calls if len(node.args) > MAX_POSITIONAL]
+    names = [(node, ast.unparse(node.func).rpartition(".")[2].lstrip("_")) for node in many]
     return [
         f"line {node.lineno}: {name} is given {len(node.args)} values without their names"
         for node, name in names
-        if (name[:1].isupper() or name == "cls") and len(node.args) > MAX_POSITIONAL
+        if name[:1].isupper() or name == "cls"
     ]
 
 
@@ -68,7 +70,8 @@ def branches_on_the_kind_of_a_stage(file: Path, tree: ast.Module) -> list[str]:
             operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.value]
             names = {item.value for item in operands if isinstance(item, ast.Constant) and item.value in KINDS}
             problems += [f"line {node.lineno}: comparison with '{name}'" for name in names]
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and "Stage" in ast.unparse(node.args[1]):
+        is_asked = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
+        if is_asked and "Stage" in ast.unparse(node.args[1]):
             problems.append(f"line {node.lineno}: {ast.unparse(node)}")
     return problems
 
@@ -76,9 +79,14 @@ def branches_on_the_kind_of_a_stage(file: Path, tree: ast.Module) -> list[str]:
 CHECKS = [long_files, long_functions, positional_constructions, positional_dataclasses, branches_on_the_kind_of_a_stage]
 
 
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_source_keeps_the_conventions(check: Callable[[Path, ast.Module], list[str]]) -> None:
-    problems = [f"{_name(file)}: {text}" for file in FILES for text in check(file, ast.parse(file.read_text(encoding="utf-8")))]
+    problems = [f"{_name(file)}: {text}" for file in FILES for text in check(file, _tree(file))]
     assert not problems, "\n".join(problems)
 
 

@@ -4,6 +4,7 @@ import importlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,16 +34,47 @@ def _is_file(span: str, document: Path) -> bool:
     return any((base / span).exists() for base in bases)
 
 
+@cache
+def _shown_files(document: Path) -> frozenset[str | None]:
+    """The files that a document shows."""
+    return frozenset(block.file for block in markdown.blocks(document))
+
+
+@cache
+def _python_files() -> frozenset[str]:
+    """The ends of the paths of all files of code: `c.py`, `b/c.py`, `a/b/c.py`."""
+    files = [
+        file.relative_to(ROOT).parts for folder in ("src", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")
+    ]
+    return frozenset("/".join(parts[start:]) for parts in files for start in range(1, len(parts)))
+
+
+@cache
+def _option_sources() -> str:
+    """The code of the command and of the benchmarks, which names their options."""
+    files = [*(source_index.PACKAGE / "cli").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    return "".join(file.read_text(encoding="utf-8") for file in files)
+
+
+@cache
+def _suffixes() -> tuple[str, ...]:
+    """Ends of names that code composes, such as f"{part}_seconds"."""
+    return tuple(text for text in source_index.strings() if text[:1] == "_")
+
+
+@cache
+def _spans(document: Path) -> tuple[tuple[int, str], ...]:
+    return tuple(markdown.code_spans(document))
+
+
 def path_problem(span: str, document: Path) -> str | None:
     """The path if it names a file of the code that does not exist. Files that the document itself shows are exempt."""
     name = span.split()[0]
-    own = {block.file for block in markdown.blocks(document)}
     first = name.partition("/")[0]
-    if not re.fullmatch(r"[\w./-]+", name) or name in own:
+    if not re.fullmatch(r"[\w./-]+", name) or name in _shown_files(document):
         return None
     if name.endswith(".py"):  # the end of a path is enough
-        anywhere = any(True for folder in ("src", "tests", "benchmarks") for _ in (ROOT / folder).rglob(name))
-        return None if anywhere or _is_file(name, document) else f"there is no file {name}"
+        return None if name in _python_files() or _is_file(name, document) else f"there is no file {name}"
     if first in CODE_FOLDERS or (name.endswith("/") and first in source_index.packages() - RUN_FOLDERS and name.count("/") > 1):
         return None if _is_file(name, document) else f"there is no file {name}"
     return None
@@ -74,11 +106,13 @@ def word_problem(span: str, document: Path) -> str | None:
     """An identifier, with an underscore or with capitals inside, that nothing in the project mentions."""
     if not re.fullmatch(r"[A-Za-z]\w*", span) or not ("_" in span or re.search(r"[a-z][A-Z]", span)):
         return None
-    known = source_index.words() | EXTERNAL | PLACEHOLDERS
-    suffixed = any(  # such as f"{part}_seconds"
-        span.endswith(suffix) and span.removesuffix(suffix) in known for suffix in source_index.strings() if suffix[:1] == "_"
-    )
-    return None if span in known or suffixed else f"nothing mentions {span}"
+    if _is_known(span) or any(span.endswith(end) and _is_known(span.removesuffix(end)) for end in _suffixes()):
+        return None
+    return f"nothing mentions {span}"
+
+
+def _is_known(name: str) -> bool:
+    return name in source_index.words() or name in EXTERNAL or name in PLACEHOLDERS
 
 
 def metric_problem(span: str, document: Path) -> str | None:
@@ -102,15 +136,13 @@ def option_problem(span: str, document: Path) -> str | None:
         return None
     if name in ("--key.of.recipe", "--any.key", "--dotted.key", "--key"):
         return None
-    sources = [*(source_index.PACKAGE / "cli").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
-    known = any(re.search(rf'"{name}"', file.read_text(encoding="utf-8")) for file in sources)
-    return None if known or name in ("--help", "--version") else f"no command has the option {name}"
+    return None if f'"{name}"' in _option_sources() or name in ("--help", "--version") else f"no command has the option {name}"
 
 
 @pytest.mark.parametrize("find", [path_problem, symbol_problem, word_problem, metric_problem, option_problem])
 @pytest.mark.parametrize("document", DOCUMENTS, ids=markdown.label)
 def test_names_in_backticks_exist(document: Path, find: Callable[[str, Path], str | None]) -> None:
-    problems = [f"{line}: {text}" for line, span in markdown.code_spans(document) if (text := find(span, document))]
+    problems = [f"{line}: {text}" for line, span in _spans(document) if (text := find(span, document))]
     assert not problems, "\n".join(problems)
 
 

@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ KINDS = tuple(recipe_keys.KINDS)
 Documented = dict[tuple[str, str], markdown.Row]
 
 
+@cache
 def documented() -> Documented:
     """The row of each key of each kind of stage."""
     rows: Documented = {}
@@ -181,7 +183,8 @@ class _Reads(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def _reads(defining: bool) -> _Reads:
+@cache
+def _reads(*, defining: bool) -> _Reads:
     """The reads in the files that define, load and compare recipes, or in all others."""
     reads = _Reads()
     for file in source_index.PACKAGE.rglob("*.py"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fledge.diagnosis import Diagnoses
+from fledge.diagnosis import Diagnoses, Diagnosis, Figure, Sign
 from fledge.diagnosis.diagnose import add_own_figures
 from fledge.doctor.examination import Examination
 from fledge.doctor.known_trainers import KNOWN_TRAINERS
@@ -12,7 +12,8 @@ from fledge.doctor.scheme_cost import cost_of
 from fledge.doctor.scheme_text import scheme_lines
 from fledge.doctor.schemes import halfway, proof_steps, schemes, taken_by_recipe
 from fledge.doctor.target import Target
-from fledge.recipe import load_recipe, to_yaml
+from fledge.findings import Finding
+from fledge.recipe import load_recipe, recipe_from_dict, to_yaml
 from fledge.sweep.space import as_overrides
 from tests.doctor.made_up import FAULTY, NOTHING, examination, rate_diagnosis
 from tests.support import tiny_run
@@ -20,12 +21,14 @@ from tests.support import tiny_run
 RATE = "stages.sft.optimizer.learning_rate"
 
 
-def faulty(tmp_path: Path | None = None) -> Examination:
+def faulty(tmp_path: Path | None = None, found: Diagnoses = FAULTY, duration: str = "8 steps") -> Examination:
     """The made-up case with a rate that is too high; with a folder, of a run whose recipe is there."""
-    one = examination(FAULTY)
+    one = examination(found)
     add_own_figures(one.case)
     if tmp_path is not None:
-        recipe = tiny_run.recipe(tmp_path / "world", tmp_path / "runs")
+        tree = tiny_run.tree(tmp_path / "world", tmp_path / "runs")
+        tree["stages"]["sft"]["duration"] = duration
+        recipe = recipe_from_dict(tree)
         (tmp_path / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
         one.target = Target(path=tmp_path, run=tmp_path)
     return one
@@ -40,6 +43,33 @@ def test_aggressive_goes_all_the_way_and_conservative_half_of_it(tmp_path: Path)
     assert found["B"].patch[RATE] == pytest.approx(nearest, rel=0.03)
     assert "an update moves weights 0.0601 times as far" in found["A"].effects[0]
     assert "look at step 50: the loss was" in found["C"].steps[0].look
+
+
+def test_copies_fall_away_in_as_many_tokens(tmp_path: Path) -> None:
+    clean = "stages.sft.data.clean.exact_duplicates"
+    finding = Finding(check="duplicated data", severity="error", message="the data repeats itself", confidence="certain",
+                      patch={clean: True})  # fmt: skip
+    copied = Diagnosis(cause="duplicated data", category="data", sign=Sign(finding=finding, strength=0.9))
+    one = faulty(tmp_path, Diagnoses(found=(copied, *FAULTY.found), unexplained=(), missing={}), duration="2 epochs")
+    one.case.add("data", {"data/duplicate_share": Figure(0.6, "data")})
+    found = {scheme.letter: scheme for scheme in schemes(one)}
+    rows = {clean: True, "stages.sft.duration": "400 steps"}
+    assert [dict(step.patch) for step in found["C"].steps] == [rows, {RATE: 0.0006}]
+    assert found["A"].patch == {**rows, RATE: 0.0006} and found["B"].patch.items() > rows.items()
+    assert found["C"].effects[0] == (
+        "60.0% of the examples fall away, and in as many updates the others are read 2.5 times as often"
+    )
+    assert (found["A"].cost.updates, found["A"].cost.tokens) == (400, 3_276_800)
+    in_steps = faulty(tmp_path, Diagnoses(found=(copied,), unexplained=(), missing={}), duration="400 steps")
+    assert next(iter(schemes(in_steps))).patch == {clean: True}
+
+
+def test_a_rate_that_was_rounded_is_not_called_outside_of_its_band(tmp_path: Path) -> None:
+    one = faulty(tmp_path)
+    low, high = one.case.value("plan/rate_low"), one.case.value("plan/rate_high")
+    for rate, place in ((1.05 * high, "at the end of"), (1.2 * high, "still outside"), ((low * high) ** 0.5, "inside")):
+        one.diagnoses = Diagnoses(found=(rate_diagnosis(rate=rate),), unexplained=(), missing={})
+        assert f" is {place} the usual " in schemes(one)[0].effects[0]
 
 
 def test_the_patches_are_taken_by_the_recipe(tmp_path: Path) -> None:

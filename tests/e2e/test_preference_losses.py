@@ -19,9 +19,10 @@ from fledge.pipeline import Pipeline
 from fledge.recipe import recipe_from_dict
 from fledge.report import write_report
 from fledge.run import Console
-from tests.e2e.test_processes import assert_same_losses, train
+from tests.e2e.test_processes import assert_same_losses
 from tests.support import tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.ranks import run_ranks, run_recipe
 from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
@@ -119,7 +120,7 @@ def test_two_processes_have_the_kto_losses_and_the_kl_estimate_of_one_process(wo
     stage = {"batch": {"micro_batch_size": 1, "gradient_accumulation_steps": 5}, "duration": "5 steps"}
     one, two = (_kto_tree(world, tmp_path / name, tmp_path, **stage) for name in ("one", "two"))
     Pipeline(recipe_from_dict(one), QUIET).run()
-    train(tmp_path, two, "--processes", "2")
+    run_ranks(2, run_recipe, two)
     runs = [tmp_path / name / "tiny" for name in ("one", "two")]
     assert_same_losses(*runs, ("dpo",))
     for alone, shared in zip(*(_events(run, "step")[1:] for run in runs), strict=True):  # before, no reward varies

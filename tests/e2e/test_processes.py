@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from fledge.recipe import recipe_from_dict
 from fledge.run import Console
 from tests.support import tiny_run
 from tests.support.bad_rows import poison_one_row
+from tests.support.command import COMMAND, fledge
 from tests.support.ranks import run_ranks
 from tests.support.run_directory import events, final_results
 
@@ -39,12 +39,12 @@ def tree(world: Path, folder: Path, stages: tuple[str, ...] = ("pretrain", "sft"
 def command(folder: Path, values: dict[str, Any], *more: str) -> list[str]:
     """The command line that trains a recipe, which is written into the folder."""
     folder.mkdir(exist_ok=True)
-    return [sys.executable, "-m", "fledge.cli", "train", str(tiny_run.write(folder / "recipe.yaml", values)), "--quiet", *more]
+    return [*COMMAND, "train", str(tiny_run.write(folder / "recipe.yaml", values)), "--quiet", *more]
 
 
 def train(folder: Path, values: dict[str, Any], *more: str, code: int = 0) -> str:
     """Run the command and return its standard error."""
-    done = subprocess.run(command(folder, values, *more), capture_output=True, text=True, timeout=280)
+    done = fledge(*command(folder, values, *more)[len(COMMAND) :])
     assert done.returncode == code, done.stderr
     return done.stderr
 

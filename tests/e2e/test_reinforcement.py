@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,9 @@ from fledge.recipe import Recipe, recipe_from_dict
 from fledge.run import Console
 from fledge.training.rollout_source import RolloutSource
 from tests.support import small_runs, tiny_run
+from tests.support.command import fledge
 from tests.support.killing import run_until_killed
+from tests.support.ranks import run_ranks, run_recipe
 from tests.support.run_directory import events, final_results
 
 QUIET = Console(quiet=True)
@@ -117,21 +116,15 @@ def test_a_run_stopped_by_sigterm_while_it_draws_saves_and_resumes_bit_for_bit(s
         values = tree(start, tmp_path / f"{name} runs", rewards=[{"function": "stopping:brevity"}], rollout=rollout)
         command = ["train", str(tiny_run.write(tmp_path / f"{name}.yaml", values)), "--quiet"]
         if name == "stopped":
-            ended = fledge(tmp_path, *command, STOP_NOW="1")
+            ended = fledge(*command, folder=tmp_path, STOP_NOW="1")
             assert (ended.returncode, ended.stderr) == (
                 143,
                 "fledge: stopped on request after step 0 of 6; the state is saved\n",
             )
             command.append("--resume")
-        assert fledge(tmp_path, *command).returncode == 0
+        assert fledge(*command, folder=tmp_path).returncode == 0
         done[name] = final_results(tmp_path / f"{name} runs" / "small", ("grpo",))
     assert done["stopped"] == done["whole"]
-
-
-def fledge(folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command in a folder."""
-    command = [sys.executable, "-m", "fledge.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, timeout=200)
 
 
 def test_the_ratio_is_one_at_the_first_update_of_a_rollout_and_moves_after(start: Path, tmp_path: Path) -> None:
@@ -162,9 +155,7 @@ def test_an_update_does_not_depend_on_how_it_is_split(start: Path, tmp_path: Pat
 def test_two_processes_draw_and_train_as_one(start: Path, tmp_path: Path) -> None:
     changes = {**OFF_POLICY, "duration": "4 steps"}
     Pipeline(recipe(start, tmp_path / "one", **changes), QUIET).run()
-    file = tiny_run.write(tmp_path / "two.yaml", tree(start, tmp_path / "two", **changes))
-    ended = fledge(tmp_path, "train", str(file), "--quiet", "--processes", "2")
-    assert ended.returncode == 0, ended.stderr
+    run_ranks(2, run_recipe, tree(start, tmp_path / "two", **changes))
     one, two = (steps_of(tmp_path / name / "small") for name in ("one", "two"))
     for name in ("train/loss", "train/grad_norm", "train/entropy", "train/tokens", "train/target_tokens"):
         assert [step[name] for step in one] == pytest.approx([step[name] for step in two], abs=2e-5), name

@@ -24,9 +24,10 @@ from fledge.recipe.sections.rewards import RewardConfig
 from fledge.report import write_report
 from fledge.run import Console
 from fledge.tokenizer import Message
-from tests.e2e.test_processes import assert_same_losses, train
+from tests.e2e.test_processes import assert_same_losses
 from tests.support import small_runs, tiny_run
 from tests.support.killing import run_until_killed
+from tests.support.ranks import run_ranks, run_recipe
 from tests.support.reward_runs import chain, conversation, model_of, run, tree
 from tests.support.run_directory import events, final_results
 
@@ -85,7 +86,7 @@ def test_two_processes_have_the_losses_of_one(start: Path, tmp_path: Path) -> No
     changes = {"batch": {"micro_batch_size": 1, "gradient_accumulation_steps": 5}, "duration": "4 steps"}
     one, two = (tree(start, tmp_path / name, **changes) for name in ("one", "two"))
     run(one)
-    train(tmp_path, two, "--processes", "2")
+    run_ranks(2, run_recipe, two)
     runs = [tmp_path / name / "small" for name in ("one", "two")]
     assert_same_losses(*runs, ("reward",))
     for alone, shared in zip(*(events(folder, "reward", "step") for folder in runs), strict=True):

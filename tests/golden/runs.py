@@ -7,8 +7,6 @@ numbers, and its commit says why.
 import hashlib
 import json
 import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from fledge.recipe import recipe_from_dict
 from fledge.run import Console, read_events
 from fledge.world import Sizes, build
 from tests.support import tiny_run
+from tests.support.command import fledge
 
 EXPECTED = Path(__file__).with_name("expected.json")
 STAGES = ("pretrain", "sft", "dpo")
@@ -62,8 +61,7 @@ def two_processes(folder: Path) -> dict[str, Any]:
         stage |= {"batch": {"micro_batch_size": 3, "gradient_accumulation_steps": 2}, "duration": "8 steps"}
         stage["optimizer"] = {"name": "adamw", "learning_rate": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}
     file = tiny_run.write(folder / "recipe.yaml", {**tree, "stages": dict(sorted(tree["stages"].items()))})
-    command = [sys.executable, "-m", "fledge.cli", "train", str(file), "--quiet", "--processes", "2"]
-    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    fledge("train", file, "--quiet", "--processes", "2").check_returncode()
     return {stage: record(folder / "runs" / "tiny" / stage) for stage in STAGES}
 
 

@@ -48,7 +48,7 @@ def test_no_value_of_any_key_is_a_traceback_or_more_memory_than_the_weights(mode
     refused = 0
     try:
         for key in (*json.loads(original), *EXTRA):
-            for value in (*BAD, *ROPES, "left out"):
+            for value in (*BAD, *(ROPES if "rope" in key else ROPES[::29]), "left out"):
                 changed = {**json.loads(original), key: value}
                 if value == "left out":
                     del changed[key]

@@ -1,26 +1,44 @@
 """The `fledge` command, run in a process of its own."""
 
 import os
+import runpy
 import subprocess
 import sys
 
+from tests.support import forked
+
 COMMAND = [sys.executable, "-m", "fledge.cli"]
+TIMEOUT = 280  # seconds
 
 
-def fledge(*words: object, text: str = "", limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process. `limit` is the size in bytes of the largest file that it may write, as on a full disk."""
+def fledge(
+    *words: object, text: str = "", limit: int | None = None, folder: object = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process, which has imported torch already (`COMMAND` is the command without that). `limit` is the
+    size in bytes of the largest file that it may write, as on a full disk; `folder`: where it runs; `variables`: of its
+    environment."""
+    call = forked.Call(
+        function=f"{__name__}:be_command",
+        arguments=[list(map(str, words)), limit],
+        text=text,
+        folder=str(folder or os.getcwd()),
+        variables={"COLUMNS": "100", **variables},
+    )
+    (ended,) = forked.run([call], TIMEOUT)
+    return ended
 
-    def restrict() -> None:
+
+def be_command(words: list[str], limit: int | None) -> None:
+    """Do what `python -m fledge.cli` does with these words."""
+    if limit is not None:
         import resource
         import signal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
-
-    return subprocess.run(
-        [*COMMAND, *map(str, words)], input=text, capture_output=True, text=True, check=False,
-        preexec_fn=restrict if limit else None, env={**os.environ, "COLUMNS": "100"},
-    )  # fmt: skip
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.path[0] = os.getcwd()
+    sys.argv[1:] = words
+    runpy.run_module("fledge.cli", run_name="__main__", alter_sys=True)
 
 
 def assert_error(result: subprocess.CompletedProcess[str], *messages: str) -> None:

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from tests.support.markdown import ROOT
@@ -70,6 +71,7 @@ def _messages(file: Path) -> Iterator[tuple[str, int]]:
                     yield text.strip(" \n"), value.lineno
 
 
+@cache
 def messages() -> dict[str, list[str]]:
     """Every message of the code with the places where it stands."""
     found: dict[str, list[str]] = {}

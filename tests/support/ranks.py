@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -11,7 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.support import forked
+
+TIMEOUT = 200  # seconds for all ranks of a call
 
 
 def run_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -20,34 +21,37 @@ def run_ranks(size: int, body: Callable[..., Any], *arguments: Any) -> list[Any]
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        call = json.dumps([body.__module__, body.__name__, list(arguments), folder])
-        processes = []
+        calls = []
         for rank in range(size):
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-            environment = {**os.environ, **{key: str(value) for key, value in variables.items()}, "MASTER_ADDR": "127.0.0.1"}
-            command, pipe = [sys.executable, "-m", "tests.support.ranks", call], subprocess.PIPE
-            started = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True)
-            processes.append(started)
-        outputs = [process.communicate(timeout=200)[0] for process in processes]
+            environment = {**{key: str(value) for key, value in variables.items()}, "MASTER_ADDR": "127.0.0.1"}
+            asked, kept = [body.__module__, body.__name__, list(arguments), folder], (body.__module__,)
+            calls.append(forked.Call(function=f"{__name__}:be_rank", arguments=asked, variables=environment, imports=kept))
+        ended = forked.run(calls, TIMEOUT)
         results = [Path(folder) / f"{rank}.json" for rank in range(size)]
-        assert all(file.exists() for file in results), "\n".join(outputs)
+        assert all(file.exists() for file in results), "\n".join(process.stdout + process.stderr for process in ended)
         return [json.loads(file.read_text()) for file in results]
 
 
-def _main() -> None:
+def run_recipe(ranks: Any, values: dict[str, Any]) -> str:
+    """Run a recipe, given as plain data, on these ranks: its run directory."""
+    from fledge.pipeline import Pipeline
+    from fledge.recipe import recipe_from_dict
+    from fledge.run import Console
+
+    return str(Pipeline(recipe_from_dict(values), Console(quiet=True), ranks=ranks).run())
+
+
+def be_rank(module: str, name: str, arguments: list[Any], folder: str) -> None:
+    """Call a function as one of several processes, write its result into a folder, and end the process."""
     import torch
 
     from fledge.distributed.context import DistributedContext
 
     torch.set_num_threads(1)
-    module, name, arguments, folder = json.loads(sys.argv[1])
     ranks = DistributedContext.init_distributed()
     result = getattr(import_module(module), name)(ranks, *arguments)
     (Path(folder) / f"{ranks.rank}.json").write_text(json.dumps(result))
     sys.stdout.flush()
     ranks.barrier()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    _main()

@@ -76,16 +76,23 @@ EXPECTED: dict[str, dict[str, Waits]] = {
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all scenarios showed. The processes of a parallel test run share it."""
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled stub, in a folder that the processes of a parallel test run share."""
     if (reason := stub.missing()) is not None:
         pytest.skip(reason)
     base = tmp_path_factory.getbasetemp()
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(folder / "fake_cuda.lock"):
-        result = folder / "fake_cuda.json"
+    with FileLock(folder / "fake_cuda_stub.lock"):
+        return stub.build(folder)
+
+
+@pytest.fixture(scope="module")
+def seen(library: Path) -> dict[str, Any]:
+    """What all scenarios showed. The processes of a parallel test run share it."""
+    with FileLock(library.with_suffix(".lock")):
+        result = library.with_suffix(".json")
         if not result.exists():
-            command = [sys.executable, "-m", "tests.support.fake_cuda.scenarios", str(stub.build(folder))]
+            command = [sys.executable, "-m", "tests.support.fake_cuda.scenarios", str(library)]
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
             assert done.returncode == 0, done.stderr[-3000:]
             result.write_text(done.stdout.splitlines()[-1])
@@ -105,13 +112,11 @@ def test_the_host_waits_where_the_list_says_so_and_no_device_is_mixed_up(scenari
     assert all(values["launches"] > 100 for piece, values in pieces.items() if piece != "four batches")
 
 
-def test_the_quickstart_measures_a_gpu_with_its_batch_there(tmp_path: Path) -> None:
-    if (reason := stub.missing()) is not None:
-        pytest.skip(reason)
+def test_the_quickstart_measures_a_gpu_with_its_batch_there(library: Path, tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
 from tests.support.fake_cuda import stub
-stub.load(Path({str(stub.build(tmp_path))!r}))
+stub.load(Path({str(library)!r}))
 import torch
 stub.pretend((9, 0))
 from fledge.autotune.compute_config import ComputeConfig
@@ -133,9 +138,8 @@ print(rate > 0)
     assert done.stdout.strip() == "True", done.stderr[-3000:]
 
 
-def test_a_tensor_on_the_wrong_device_and_a_hidden_wait_are_found(seen: dict[str, Any], tmp_path: Path) -> None:
+def test_a_tensor_on_the_wrong_device_and_a_hidden_wait_are_found(library: Path) -> None:
     """The tests above can fail: a planted mistake of each kind is seen."""
-    library = stub.build(tmp_path)
     program = f"""
 import sys
 from collections import Counter

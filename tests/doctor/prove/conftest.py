@@ -37,3 +37,20 @@ def proof_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def slow_run(proof_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run with the rate that is too low."""
     return Pipeline(recipe_from_dict(tree(proof_world, tmp_path_factory.mktemp("runs"))), Console(quiet=True)).run()
+
+
+@pytest.fixture(scope="session")
+def repeated_run(proof_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch whose first conversation stands in its data a hundred times."""
+    folder = tmp_path_factory.mktemp("repeated")
+    lines = (proof_world / "sft.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "rows.jsonl").write_text("\n".join([*lines, *lines[:1] * 100]) + "\n", encoding="utf-8")
+    validation = str(proof_world / "sft.validation.jsonl")
+    data = {
+        "train": str(folder / "rows.jsonl"),
+        "validation": validation,
+        "max_seq_len": 96,
+        "clean": {"exact_duplicates": False},
+    }
+    stage = tree(proof_world, folder, data=data, duration="1 epochs")
+    return Pipeline(recipe_from_dict(stage), Console(quiet=True)).run()

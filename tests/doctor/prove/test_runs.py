@@ -1,5 +1,6 @@
 """What paired runs are made of: patches, lengths, data in another order, held-out documents."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from fledge.diagnosis.causes import CAUSES
 from fledge.doctor.prove import FROM_CHECKPOINT, prove
-from fledge.doctor.prove_budget import length_of, needs_whole, whole_seconds
+from fledge.doctor.prove_budget import length_of, needs_whole, seconds_per_token, whole_seconds
 from fledge.doctor.prove_data import built_folder, changes_data, held_out_examples, load, reseeded
 from fledge.doctor.prove_recipes import Length, ProofRecipes
 from fledge.doctor.prove_runs import ProofRuns
@@ -17,7 +18,7 @@ from fledge.errors import FledgeError
 from fledge.prepare import Preparation
 from fledge.recipe.schema_keys import KINDS
 from fledge.report.proofs import LABELS
-from fledge.run import Console
+from fledge.run import Console, StageDirectory
 from fledge.run.console import silent
 from fledge.tokenizer import load_tokenizer
 
@@ -104,6 +105,34 @@ def test_the_minutes_decide_how_long_runs_are(slow_run: Path) -> None:
     longer = runs.variant({"duration": "80 steps"})
     assert needs_whole(shorter.patch, "talk", given.prepared, shorter.prepared)
     assert not needs_whole(longer.patch, "talk", given.prepared, longer.prepared)
+    runs.clean()
+
+
+def test_the_speed_is_that_of_updates_that_nothing_delayed(tmp_path: Path) -> None:
+    directory = StageDirectory(tmp_path)
+
+    def wrote(speeds: list[float]) -> float | None:
+        lines = [{"kind": "system", "step": n, "system/step_tokens_per_second": one} for n, one in enumerate(speeds, 1)]
+        directory.events.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+        return seconds_per_token(directory)
+
+    assert wrote([1000.0] * 20) == 1e-3
+    assert wrote([100.0] * 15 + [1000.0] * 5) == 1e-3  # most of the time the machine was busy
+    assert wrote([1000.0] * 9) is None
+
+
+def test_rows_that_a_patch_drops_do_not_make_its_runs_shorter(repeated_run: Path) -> None:
+    runs = ProofRuns(recipes=ProofRecipes.of(repeated_run, "talk"), console=QUIET)
+    given, cleaned = runs.variant({}), runs.variant({"data.clean.exact_duplicates": True})
+    assert cleaned.built != given.built and cleaned.prepared.plan.tokens < 0.8 * given.prepared.plan.tokens
+    tried = runs.as_long(cleaned, given)
+    assert tried.patch == {**cleaned.patch, "stages.talk.duration": f"{given.prepared.plan.steps} steps"}
+    assert tried.prepared.plan.steps == given.prepared.plan.steps > cleaned.prepared.plan.steps
+    assert not needs_whole(tried.patch, "talk", given.prepared, tried.prepared)
+    longer = runs.variant({"data.clean.exact_duplicates": True, "duration": "3 epochs"})
+    assert runs.as_long(longer, given) is longer  # says itself how long
+    faster = runs.variant({"optimizer.learning_rate": 1e-3})
+    assert runs.as_long(faster, given) is faster
     runs.clean()
 
 
