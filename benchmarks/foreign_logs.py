@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from foreign_cases import CASES, ForeignCase
+from foreign_fixtures import keep
+from foreign_held_out import HELD_OUT
 from measure import data_folder, options, report
 
 from fledge.doctor import DoctorOptions, examine
@@ -32,16 +34,14 @@ from fledge.errors import FledgeError
 SCRIPTS = ("minimind", "nanogpt")
 LIBRARIES = {"hf": "trl", "trl_sft": "trl", "trl_dpo": "trl", "trl_grpo": "trl"}
 """Trainer → the library that is installed for it; trainers of one library run in one process. Others: their own name."""
-MOST_BYTES = 60_000  # of a file of a fixture
-KEPT = ("trainer_state.json", "config.json", "adapter_config.json", "README.md", "trainer_log.jsonl", "all_results.json")
-TABLE = "table.json"
 SURE = ("certain", "likely")
 
 
 def main() -> None:
     """Make the logs that can be made, examine them, and print what was said."""
     chosen = _options()
-    cases = [case for case in CASES if not chosen.only or any(case.name.startswith(name) for name in chosen.only)]
+    cases = list(HELD_OUT if chosen.held_out else CASES)
+    cases = [case for case in cases if not chosen.only or any(case.name.startswith(name) for name in chosen.only)]
     cases = [case for case in cases if case.quick] if chosen.quick else cases
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(chosen.work or temporary).resolve()
@@ -69,6 +69,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--library", action="append", default=[], help="NAME=FOLDERS where it is installed")
     parser.add_argument("--source", action="append", default=[], help="minimind=FOLDER or nanogpt=FOLDER of a checkout")
     parser.add_argument("--only", nargs="+", default=[], help="beginnings of names of cases")
+    parser.add_argument("--held-out", action="store_true", help="the cases of foreign_held_out.py, in a folder of the others")
     parser.add_argument("--examine", action="store_true", help="make nothing: examine what stands in --work")
     parser.add_argument("--fixtures", help="keep the logs in this folder")
     return parser.parse_args()
@@ -156,8 +157,9 @@ def _minimind(case: ForeignCase, folder: Path) -> list[str]:
     how = case.how
     return [
         f"{how['script']}.py", "--save_dir", "../out", "--epochs", str(how["epochs"]),
-        "--batch_size", "16", "--learning_rate", str(how["learning_rate"]), "--device", "cpu", "--num_workers", "0",
-        "--accumulation_steps", "1", "--log_interval", "1", "--hidden_size", "64", "--num_hidden_layers", "2",
+        "--batch_size", str(how.get("batch", 16)), "--learning_rate", str(how["learning_rate"]), "--device", "cpu",
+        "--num_workers", "0", "--accumulation_steps", "1", "--log_interval", "1",
+        "--hidden_size", str(how.get("width", 64)), "--num_hidden_layers", "2",
         "--max_seq_len", "96", "--data_path", "../rows.jsonl", "--from_weight", "pretrain" if case.after else "none",
         "--save_weight", "pretrain" if case.name == "minimind-pretrain" else case.name,
     ]  # fmt: skip
@@ -182,8 +184,9 @@ def _nanogpt(case: ForeignCase, folder: Path) -> list[str]:
     steps = how["max_iters"]
     settings = {
         "device": "cpu", "compile": False, "dtype": "float32", "dataset": f"characters-{how.get('characters', 'all')}",
-        "eval_interval": steps // 10, "eval_iters": 4, "log_interval": 1, "block_size": 64, "batch_size": 16, "n_layer": 2,
-        "n_head": 4, "n_embd": 64, "max_iters": steps, "lr_decay_iters": steps, "learning_rate": how["learning_rate"],
+        "eval_interval": steps // 10, "eval_iters": 4, "log_interval": 1, "block_size": 64,
+        "batch_size": how.get("batch", 16), "n_layer": 2, "n_head": 4, "n_embd": how.get("width", 64),
+        "max_iters": steps, "lr_decay_iters": steps, "learning_rate": how["learning_rate"],
         "min_lr": how["learning_rate"] / 10, "warmup_iters": how.get("warmup_iters", 15), "gradient_accumulation_steps": 1,
         "out_dir": "../nanogpt-out",
     }  # fmt: skip
@@ -224,25 +227,6 @@ def verdict(case: ForeignCase, causes: list[str], is_healthy: bool) -> str:
     if not case.right:
         return "right" if is_healthy or causes else "wrong"
     return "right" if told else "abstained"
-
-
-def keep(cases: list[ForeignCase], work: Path, to: Path) -> None:
-    """Copy the logs to a folder, with the table of what must be said about each."""
-    table = []
-    for case in cases:
-        source, folder = work / case.name, to / case.name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        files = [source / name for name in KEPT] if case.log == "." else [source / case.log]
-        for file in files:
-            if file.is_dir():
-                shutil.copytree(file, folder / file.name)
-            elif file.is_file():
-                assert file.stat().st_size <= MOST_BYTES, f"{file} is too large for a fixture"
-                shutil.copy(file, folder / file.name)
-        names = ("name", "trainer", "wrong", "right", "must", "also", "log")
-        table.append({name: getattr(case, name) for name in names})
-    (to / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

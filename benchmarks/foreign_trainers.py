@@ -33,14 +33,15 @@ def tokenizer() -> Any:
 
 def start(case: dict[str, Any]) -> Any:
     """A small Llama: that of the case it starts from, or a fresh one."""
-    torch.manual_seed(1)
+    how = case["how"]
+    torch.manual_seed(how.get("seed", 1))
     if case["after"]:
         return AutoModelForCausalLM.from_pretrained(Path(case["after"]) / "model", dtype=torch.float32)
     words = tokenizer()
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=160, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
+        vocab_size=len(words), hidden_size=how.get("width", WIDTH), num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=160, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -75,7 +76,7 @@ def blocks(how: Settings) -> Any:
         text = next((DATA / "shakespeare").glob("*.txt")).read_text(encoding="utf-8")
     ids = words(text[: ROWS * BLOCK * 3]).input_ids
     rows = [ids[first : first + BLOCK] for first in range(0, len(ids) - BLOCK, BLOCK)]
-    random.Random(1).shuffle(rows)
+    random.Random(how.get("seed", 1)).shuffle(rows)
     made = [{"input_ids": row, "labels": row} for row in rows]
     count = how.get("rows", len(made) - 100)
     return Dataset.from_list(made[100 : 100 + count]), Dataset.from_list(made[:100])
@@ -90,7 +91,7 @@ def arguments(name: str, how: Settings) -> Settings:
         "warmup_steps": how.get("warmup_steps", max(1, how["max_steps"] // 15)), "logging_steps": how.get("logging_steps", 1),
         "lr_scheduler_type": how.get("lr_scheduler_type", "cosine"),
         "lr_scheduler_kwargs": how.get("lr_scheduler_kwargs"), "report_to": [how["report"]] if "report" in how else [],
-        "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "seed": 1, "bf16": False,
+        "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "seed": how.get("seed", 1), "bf16": False,
         "eval_strategy": "steps" if every else "no", "eval_steps": every, "per_device_eval_batch_size": 16,
     }  # fmt: skip
 
@@ -98,8 +99,26 @@ def arguments(name: str, how: Settings) -> Settings:
 def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
     """A loss as many write it for `compute_loss_func`: it leaves the number of items of the whole update out, and the trainer
     does not divide by the accumulated micro-batches, so that their losses and gradients add up."""
-    logits = outputs.logits[:, :-1].flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+    return _shifted(outputs, labels, 1)
+
+
+def _shifted(outputs: Any, labels: Any, by: int) -> Any:
+    """The mean cross-entropy with targets that stand `by` tokens after the one that is read."""
+    logits = outputs.logits[:, : labels.shape[1] - by].flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits, labels[:, by:].flatten())
+
+
+def not_shifted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """A loss whose targets are the tokens that are read."""
+    return _shifted(outputs, labels, 0)
+
+
+def shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """A loss whose targets are the tokens after the next ones."""
+    return _shifted(outputs, labels, 2)
+
+
+LOSSES: dict[str, Callable[..., Any]] = {"mean": mean_loss, "not shifted": not_shifted, "shifted twice": shifted_twice}
 
 
 def huggingface(case: dict[str, Any]) -> Any:
@@ -108,7 +127,7 @@ def huggingface(case: dict[str, Any]) -> Any:
 
     how, model = case["how"], start(case)
     training, validation = blocks(how)
-    more: Settings = {"compute_loss_func": mean_loss} if how.get("own_loss") else {}
+    more: Settings = {"compute_loss_func": LOSSES[how["own_loss"]]} if "own_loss" in how else {}
     if how.get("optimizer_of_copy"):
         more["optimizers"] = (torch.optim.AdamW(copy.deepcopy(model).parameters(), lr=how["learning_rate"]), None)
     if "horizon" in how:
@@ -141,10 +160,14 @@ def sft(case: dict[str, Any]) -> Any:
         words = tokenizer()
         ids = [words(row["prompt"] + row["completion"]).input_ids[:BLOCK] for row in rows]
         rows = [{"input_ids": one, "completion_mask": [0] * len(one)} for one in ids]
+    if how.get("no_end"):  # TRL adds an end token to what it tokenizes itself
+        words = tokenizer()
+        parts = [(words(row["prompt"]).input_ids, words(row["completion"]).input_ids) for row in rows]
+        rows = [{"input_ids": a + b, "completion_mask": [0] * len(a) + [1] * len(b)} for a, b in parts]
     settings = arguments(case["name"], how)
     held, rows = rows[:60], rows[60 : 60 + how.get("count", len(rows))]
     return SFTTrainer(
-        start(case), SFTConfig(**settings, max_length=BLOCK, completion_only_loss=how.get("masked")),
+        start(case), SFTConfig(**settings, max_length=how.get("longest", BLOCK), completion_only_loss=how.get("masked")),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(held), processing_class=tokenizer(), peft_config=_adapter(how),
     )  # fmt: skip
@@ -160,14 +183,14 @@ def dpo(case: dict[str, Any]) -> Any:
     names = ("rejected", "chosen") if how.get("swapped") else ("chosen", "rejected")
     rows = [
         {"prompt": row["conversations"][-1]["value"][-60:] + "\n", "chosen": row[names[0]]["value"][:120],
-         "rejected": row[names[1]]["value"][:120]}
+         "rejected": row[names[0 if how.get("equal") else 1]]["value"][:120]}
         for row in tree
     ]  # fmt: skip
     rows = rows[: how.get("count", len(rows))]
     settings = arguments(case["name"], {"batch": 4, **how})
     return DPOTrainer(
-        start(case), args=DPOConfig(**settings, beta=how["beta"], max_length=64), train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer(),
+        start(case), args=DPOConfig(**settings, beta=how["beta"], max_length=64, loss_type=how.get("loss_type", "sigmoid")),
+        train_dataset=Dataset.from_list(rows), processing_class=tokenizer(),
     )  # fmt: skip
 
 
@@ -185,7 +208,12 @@ def constant_reward(completions: list[str], **named: Any) -> list[float]:
     return [1.0 for _ in completions]
 
 
-REWARDS: dict[str, Callable[..., list[float]]] = {"word": word_reward, "constant": constant_reward}
+def letter_reward(completions: list[str], **named: Any) -> list[float]:
+    """The share of an answer's letters that are an `e`."""
+    return [given.count("e") / max(1, len(given)) for given in completions]
+
+
+REWARDS: dict[str, Callable[..., list[float]]] = {"word": word_reward, "constant": constant_reward, "letter": letter_reward}
 
 
 def grpo(case: dict[str, Any]) -> Any:
@@ -254,6 +282,7 @@ def litgpt(case: dict[str, Any]) -> None:
         bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=160,
     )  # fmt: skip
     folder, batch = Path(case["name"]), 16
+    sys.argv = ["litgpt", "pretrain", "small"]  # it keeps its command line beside the checkpoint
     setup(
         "small", model_config=shape, out_dir=folder / "out", precision="32-true", data=Blocks(),
         train=TrainArgs(

@@ -59,6 +59,7 @@ def test_copies_fall_away_in_as_many_tokens(tmp_path: Path) -> None:
     assert found["C"].effects[0] == (
         "60.0% of the examples fall away, and in as many updates the others are read 2.5 times as often"
     )
+    assert not any("longer run" in effect for effect in found["A"].effects)  # the number of updates is as before
     assert (found["A"].cost.updates, found["A"].cost.tokens) == (400, 3_276_800)
     in_steps = faulty(tmp_path, Diagnoses(found=(copied,), unexplained=(), missing={}), duration="400 steps")
     assert next(iter(schemes(in_steps))).patch == {clean: True}

@@ -22,14 +22,6 @@ from tests.support.run_directory import events, final_results
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of rows, with a link to a model that knows a half of them."""
-    folder = tmp_path_factory.mktemp("start")
-    (folder / "model").symlink_to(small_runs.start_model(folder))
-    return folder
-
-
 def tree(start: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """The recipe of one grpo stage, as plain data."""
     stage = {

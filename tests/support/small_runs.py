@@ -1,7 +1,11 @@
 """Runs of a few seconds on dialogues of which a tiny model knows a half by heart."""
 
+import atexit
 import json
 import random
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +57,15 @@ def train(output: Path, stage: dict[str, Any], console: Console | None = None, *
 
 
 def start_model(folder: Path) -> Path:
-    """Write the rows and train a model on the known dialogues; returns its directory."""
+    """Write the rows, and give the directory of a model that is trained on the known dialogues: by the first call, for all."""
+    write_rows(folder)
+    return _start_model()
+
+
+@cache
+def _start_model() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="fledge-start-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     write_rows(folder)
     stage = {
         "kind": "sft", "data": {"train": str(folder / "known.jsonl"), "validation": 0},

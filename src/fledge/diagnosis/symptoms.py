@@ -192,7 +192,7 @@ def _validation_rises(case: Case) -> Finding | None:
     if rise is None or lowest is None or later is None or lowest <= 0:
         return None
     of_tokens = case.kind in TOKEN_KINDS  # a loss of whole answers differs more between samples
-    share = _limit("validation_share" if of_tokens else "validation_share_of_answers")
+    share = _limit("validation_share") if of_tokens else _limit("validation_share_of_answers")
     enough = rise >= max(share * lowest, _limit("validation_jitters") * jitter)
     if not enough or (later < _limit("validation_evaluations") and rise < 3 * share * lowest):
         return None

@@ -326,7 +326,7 @@ def _batch_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | Non
 def _duration_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | None:
     fall, z = case.value("curve/late_fall"), case.value("curve/late_z")
     before, after = facts_of(case).whole_steps, cost_of(case, patch).updates
-    if not before or not after or fall is None or z is None:
+    if not before or not after or after == before or fall is None or z is None:
         return None
     if after >= before:
         return (

@@ -148,7 +148,7 @@ def loops(case: Case) -> Sign | None:
 
 
 def greedy(case: Case) -> Sign | None:
-    """Greedy answers loop, and sampled ones do not: decoding is the cause."""
+    """Greedy answers loop, and sampled ones do not: decoding is the cause, and nothing is said against the training."""
     share, sampled = number(case, "probe/greedy_repetition"), number(case, "probe/repetition")
     if share is None or sampled is None or sampled > _limit("sampled_repetition"):
         return None
@@ -166,7 +166,7 @@ def greedy(case: Case) -> Sign | None:
         hint="sample with a temperature of about 0.7 and a repetition penalty of about 1.1",
         proof="answer the same prompts both ways and compare the repetitions",
         evidence={"probe/greedy_repetition": share, "probe/repetition": sampled},
-        severity="warning",
+        severity="info",
     )
 
 

@@ -4,6 +4,7 @@ from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.consequences import FAULTY_ANSWERS
 from fledge.diagnosis.causes.signs import above, count, number, sign
+from fledge.diagnosis.thresholds import threshold
 
 ANSWERED = frozenset({"sft", "preference", "kto", "reward", "grpo"})
 
@@ -67,8 +68,8 @@ def unfit(case: Case) -> Sign | None:
         confidence = "certain"
         message = f"the data has the token {largest:.0f}, which the tokenizer of {tokens:,.0f} tokens cannot have written"
     others, texts = number(case, "data/prompt_tokens_differ"), number(case, "data/text_differs")
-    if others is not None and texts is not None:
-        others = min(others, texts)  # other tokens of the same text are not another tokenizer's
+    if texts is not None and texts < threshold("template", "other_text"):
+        others = None  # other tokens of the same text are not another tokenizer's
     if others is not None and (sure := above("template", "tokens_differ", others)) is not None:
         confidence = sure
         told = f"{others:.1%} of the tokens of prompts are others than the tokenizer of the run writes"
