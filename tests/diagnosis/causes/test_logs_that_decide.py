@@ -104,7 +104,22 @@ def test_cross_entropy_in_the_log() -> None:
 )
 def test_a_first_update_beside_the_reference(margin: float, loss: float, dropout: float, expected: str | None) -> None:
     log = {"train/rewards/margins": [margin, *ramp(margin, 2.0, 199)], "train/loss": [loss, *ramp(loss, 0.3, 199)]}
-    assert confidence("wrong reference", alone("preference", log, dropout=dropout)) == expected
+    case = alone("preference", log, dropout=dropout, loss_type="sigmoid")
+    assert confidence("wrong reference", case) == expected
+
+
+def test_a_first_loss_of_an_unknown_kind_is_no_sure_sign_of_a_wrong_reference() -> None:
+    log = {"train/rewards/margins": [0.0, *ramp(0.0, 2.0, 199)], "train/loss": [25.0, *ramp(25.0, 20.0, 199)]}
+    assert confidence("wrong reference", alone("preference", log)) == "possible"  # the loss of IPO, for example
+    assert confidence("wrong reference", alone("preference", log, loss_type="sigmoid")) == "likely"
+
+
+def test_pairs_of_equal_answers_are_no_moving_reference() -> None:
+    still = {"train/rewards/margins": [0.0] * 200, "train/loss": [LN2] * 200, "train/grad_norm": [2e-8] * 200}
+    equal = {**still, "train/logps/rejected": LOGS["preference"]["train/logps/chosen"]}
+    assert confidence("pairs equal or contradicting", alone("preference", equal)) == "likely"
+    assert confidence("reference moves with the policy", alone("preference", equal)) is None
+    assert confidence("pairs equal or contradicting", alone("preference", still)) is None
 
 
 def test_a_resumed_run_does_not_begin_at_its_reference() -> None:

@@ -108,10 +108,11 @@ def summed(case: Case) -> Sign | None:
         return None
     if times is None and factor < 1:
         return None
+    is_multiple = times is None and abs(factor - round(factor)) <= _limit("near_whole")
     known = f", and an update has {times:.0f} micro-batches" if times else f", as if an update had {factor:.0f} micro-batches"
     return sign(
         SUMMED,
-        "likely" if fits or (inverse and is_measured and case.probed_step == 0) else "possible",
+        "likely" if fits or is_multiple or (inverse and is_measured and case.probed_step == 0) else "possible",
         f"the logged training loss is {factor:.2f} times {what}{known}: it is {'divided by' if inverse else 'summed over'} "
         "them",
         hint="divide the logged loss by the number of micro-batches, and look whether the gradient is added up in the same way",

@@ -168,6 +168,8 @@ def bad_pairs(case: Case) -> Sign | None:
     """Pairs that teach nothing, or the opposite of each other."""
     equal, against = number(case, "data/equal_pairs"), number(case, "data/pairs_contradicting")
     confidence = strongest(above("preferences", "equal_pairs", equal), above("preferences", "contradicting", against))
+    if equal is None and _are_equally_likely(case):
+        equal, confidence = 1.0, "likely"
     if confidence is None:
         return None
     told = [f"in {equal:.1%} of the pairs both answers are equal" if equal else ""]
@@ -180,6 +182,14 @@ def bad_pairs(case: Case) -> Sign | None:
         proof="train both ways and compare the accuracy on validation pairs that were checked",
         evidence={"data/equal_pairs": equal, "data/pairs_contradicting": against},
     )
+
+
+def _are_equally_likely(case: Case) -> bool:
+    """Whether chosen and rejected answers have one and the same log-probability in the whole log."""
+    chosen, rejected = case.log.get("train/logps/chosen"), case.log.get("train/logps/rejected")
+    if chosen is None or rejected is None or len(chosen) != len(rejected) or len(chosen) < _limit("few_points"):
+        return False
+    return bool((abs(chosen.values - rejected.values) <= _limit("no_effect") * abs(chosen.values)).all())
 
 
 PAIRS = (
@@ -196,7 +206,17 @@ PAIRS = (
         category="preferences",
         find=bad_pairs,
         kinds=COMPARED,
-        explains=LEARNS_LITTLE | {"accuracy below a half", "duplicated data", "loss at ln 2", "margins flat"},
+        explains=LEARNS_LITTLE
+        | {
+            "accuracy below a half",
+            "beta is zero",
+            "duplicated data",
+            "loss at ln 2",
+            "loss constant",
+            "margins flat",
+            "reference moves with the policy",
+            "vanishing gradient",
+        },
         rank=25,
     ),
     Cause(

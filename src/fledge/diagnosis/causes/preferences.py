@@ -112,6 +112,7 @@ def _wrong_at_start(case: Case) -> tuple[Confidence, str] | None:
     said = f"the margin of the first update is {margin[1]:+.3f} and must be 0"
     if confidence is None and loss is not None and is_first:
         confidence = above("preferences", "first_loss_off", abs(loss[1] - expected) / noise)
+        confidence = confidence if case.settings.loss_type else at_most("possible", confidence)  # it may be another loss
         said = f"the loss of the first update is {loss[1]:.4f} and must be {expected:.4f}"
     if confidence is None:
         return None
@@ -163,7 +164,7 @@ def moving_reference(case: Case) -> Sign | None:
     """Margins stay 0 although the weights change: the reference is the policy."""
     gradients, moved = late_level(case, "train/grad_norm"), number(case, "probe/reference_moved")
     has_moved, is_flat = moved is not None and abs(moved) >= _limit("reference_moved"), _margins_are_zero(case)
-    ignored, has_gradient = _ignores_margins(case), gradients is not None and gradients > 0
+    ignored, has_gradient = _ignores_margins(case), gradients is not None and gradients > _limit("no_effect")
     if case.settings.beta == 0 or not (ignored or (is_flat and (has_moved or has_gradient))):
         return None
     told = ["the loss stays the same when chosen answers gain on rejected ones" if ignored else ""]
