@@ -114,7 +114,7 @@ def test_the_best_checkpoint_has_the_most_exact_answers(run: Path) -> None:
 
 
 def test_scores_that_the_answers_cannot_have_are_refused(run: Path, tmp_path: Path) -> None:
-    start = run.parent / "start" / "sft" / "checkpoints" / "last" / "model"
+    start = small_runs.start_model(tmp_path)
     stage = {
         "kind": "sft",
         "data": {"train": str(run.parent / "known.jsonl"), "validation": str(run.parent / "codes.jsonl")},
@@ -158,8 +158,8 @@ def test_a_recipe_that_cannot_work_is_refused(stage: dict[str, object], message:
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_the_last_text_of_the_user_is_found_in_the_tokens_of_a_prompt(run: Path, system: str | None) -> None:
-    tokenizer = load_engine(run.parent / "start" / "sft" / "checkpoints" / "last" / "model").tokenizer
+def test_the_last_text_of_the_user_is_found_in_the_tokens_of_a_prompt(system: str | None, tmp_path: Path) -> None:
+    tokenizer = load_engine(small_runs.start_model(tmp_path)).tokenizer
     found = LastTurn.of(tokenizer)
     first = [] if system is None else [Message("system", system)]
     for earlier in (first, [*first, Message("user", "one"), Message("assistant", "two")]):
