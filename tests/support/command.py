@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 
 from tests.support import forked
 
@@ -15,27 +16,32 @@ def fledge(
     *words: object, text: str = "", limit: int | None = None, folder: object = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a process, which has imported torch already (`COMMAND` is the command without that). `limit` is the
-    size in bytes of the largest file that it may write, as on a full disk; `folder`: where it runs; `variables`: of its
-    environment."""
+    size in bytes of the largest file that it may write, as on a full disk, and such a process imports torch itself; `folder`:
+    where it runs; `variables`: of its environment."""
+    environment, place = {"COLUMNS": "100", **variables}, str(folder or os.getcwd())
+    if limit is not None:  # its output goes into pipes, which the limit does not concern
+        return subprocess.run(
+            [*COMMAND, *map(str, words)],
+            input=text, capture_output=True, text=True, check=False, timeout=TIMEOUT, cwd=place,
+            env={**os.environ, **environment}, preexec_fn=partial(_limit_files, limit),
+        )  # fmt: skip
     call = forked.Call(
-        function=f"{__name__}:be_command",
-        arguments=[list(map(str, words)), limit],
-        text=text,
-        folder=str(folder or os.getcwd()),
-        variables={"COLUMNS": "100", **variables},
+        function=f"{__name__}:be_command", arguments=[list(map(str, words))], text=text, folder=place, variables=environment
     )
     (ended,) = forked.run([call], TIMEOUT)
     return ended
 
 
-def be_command(words: list[str], limit: int | None) -> None:
-    """Do what `python -m fledge.cli` does with these words."""
-    if limit is not None:
-        import resource
-        import signal
+def _limit_files(limit: int) -> None:
+    import resource
+    import signal
 
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def be_command(words: list[str]) -> None:
+    """Do what `python -m fledge.cli` does with these words."""
     sys.path[0] = os.getcwd()
     sys.argv[1:] = words
     runpy.run_module("fledge.cli", run_name="__main__", alter_sys=True)
