@@ -243,6 +243,15 @@ def test_other_tokens_of_the_same_text_are_split_and_not_of_another_tokenizer() 
     assert [one.cause for one in told.found] == ["tokenizer does not fit the model"]
 
 
+def test_forgetting_is_information_while_the_validation_loss_falls() -> None:
+    figures = {"probe/base_text_loss": 5.5}
+    fine = found("forgetting", healthy("sft", figures))
+    assert fine is not None and fine.finding.severity == "info" and diagnose(healthy("sft", figures)).is_healthy
+    rising = healthy("sft", figures, {"eval/loss": [2.0, 1.5, 1.2, *(1.3 + 0.1 * step for step in range(7))]})
+    told = {one.cause: one.sign.finding.severity for one in diagnose(rising).found}
+    assert told["forgetting"] == "warning"
+
+
 def test_pad_is_end() -> None:
     other = {"pad_token_id": 2, "eos_token_id": 2}
     case = healthy("sft", {"data/ends_supervised": 0.0}, other=other)

@@ -4,6 +4,7 @@ import math
 
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
+from fledge.diagnosis.causes.matching import matching
 from fledge.diagnosis.causes.signs import above, at_most, below, number, probed_updates, sign
 from fledge.diagnosis.thresholds import threshold
 from fledge.findings import Confidence
@@ -192,7 +193,8 @@ def one_answer(case: Case) -> Sign | None:
 
 
 def forgetting(case: Case) -> Sign | None:
-    """The text of an earlier stage became less likely."""
+    """The text of an earlier stage became less likely: information where the stage itself goes well, since a small model that
+    learns to answer unlearns to continue texts."""
     now, before = number(case, "probe/base_text_loss"), number(case, "probe/base_text_loss_before")
     if now is None or before is None or before <= 0 or now - before < _limit("forgotten_nats"):
         return None
@@ -206,7 +208,7 @@ def forgetting(case: Case) -> Sign | None:
         hint="mix some rows of the earlier stage into the data, lower the rate, train fewer epochs, or train an adapter",
         proof="train with a tenth of the earlier stage's rows and measure its text again",
         evidence={"probe/base_text_loss": now, "probe/base_text_loss_before": before},
-        severity="warning",
+        severity="warning" if matching(case, ("validation rises",)) else "info",
         alternatives={
             "learning rate too high": "the learning rate against the plan",
             "too many epochs": "epochs over the data",
