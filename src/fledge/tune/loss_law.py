@@ -63,8 +63,8 @@ def fit_law(losses: Mapping[int, float]) -> LossLaw | None:
 
 
 def _laws(points: Sequence[tuple[int, float]]) -> tuple[Law, ...]:
-    """Laws that fit about as well as the best, by their errors relative to the losses, the best first: of each power the best
-    one, and those with the lowest and the highest floor that are still as good."""
+    """The law that fits best by its errors relative to the losses, and behind it, of each power, those with the lowest and the
+    highest floor that fit about as well."""
     steps, losses = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     of_powers = [_of_power(steps, losses, float(power)) for power in POWERS]
     best = min(of_powers, key=lambda one: one.error(one.floor))

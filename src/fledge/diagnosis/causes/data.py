@@ -7,6 +7,7 @@ from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.consequences import BREAKS, BY_HEART, NO_ENDS
 from fledge.diagnosis.causes.signs import above, as_number, at_most, below, number, other_setting, patch, sign, strongest
 from fledge.diagnosis.thresholds import threshold
+from fledge.findings import Confidence
 
 ANSWERED = frozenset({"sft", "preference", "kto"})
 CUT = frozenset({"sft", "preference", "kto", "reward"})
@@ -173,36 +174,26 @@ def overlap(case: Case) -> Sign | None:
 
 def cut_answers(case: Case) -> Sign | None:
     """Examples that were cut to the context, or that were refused because their prompts alone do not fit."""
-    share, context = number(case, "data/truncated_share"), case.settings.context
-    if REFUSED in (case.value("curve/crash") or ""):
-        return _refused(case)
-    confidence = above("data", "truncated", share)
-    if share is None or confidence is None:
-        return None
-    ends = number(case, "data/ends_present")
-    lost = "" if ends is None or ends >= _limit("whole") else f", and only {ends:.1%} of the answers still have their end"
+    share, context, ends = number(case, "data/truncated_share"), case.settings.context, number(case, "data/ends_present")
     to = "the context" if context is None else f"the context of {context:,.0f} tokens"
+    text = case.value("curve/crash") or ""
+    confidence: Confidence | None
+    if REFUSED in text:  # no row, or no validation row, is left
+        confidence, said = "certain", f"prompts alone are longer than {to}, so that no row is left: {text[:160]}"
+        evidence = {"text": text[:300], "context": context}
+    else:
+        confidence = above("data", "truncated", share)
+        if share is None or confidence is None:
+            return None
+        lost = "" if ends is None or ends >= _limit("whole") else f", and only {ends:.1%} of the answers still have their end"
+        said = f"{share:.1%} of the examples are cut to {to}{lost}"
+        evidence = {"data/truncated_share": share, "data/ends_present": ends, "context": context}
     return sign(
         CUT_ANSWERS,
         confidence,
-        f"{share:.1%} of the examples are cut to {to}{lost}",
+        said,
         hint="raise the longest sequence (max_seq_len, max_length, cutoff_len), or leave long examples out",
-        evidence={"data/truncated_share": share, "data/ends_present": ends, "context": context},
-        patch=_longer_context(case),
-        proof="train with a context in which nine of ten examples fit and count the sampled answers that end themselves",
-    )
-
-
-def _refused(case: Case) -> Sign:
-    """A run that ended because no row, or no validation row, has a prompt that fits the context."""
-    text, context = case.value("curve/crash"), case.settings.context
-    to = "the context" if context is None else f"the context of {context:,.0f} tokens"
-    return sign(
-        CUT_ANSWERS,
-        "certain",
-        f"prompts alone are longer than {to}, so that no row is left: {text[:160]}",
-        hint="raise the longest sequence (max_seq_len, max_length, cutoff_len), or leave long examples out",
-        evidence={"text": text[:300], "context": context},
+        evidence=evidence,
         patch=_longer_context(case),
         proof="train with a context in which nine of ten examples fit and count the sampled answers that end themselves",
     )

@@ -98,7 +98,7 @@ def repeated(case: Case) -> Sign | None:
     found = _at_borders(case) or _apart(case)
     if found is None:
         return None
-    sure, said, is_wide = found
+    sure, said = found
     return sign(
         REPEATED,
         sure,
@@ -109,7 +109,7 @@ def repeated(case: Case) -> Sign | None:
                   "z": case.value("curve/border_z"), "gap": case.value("curve/last_gap"), "epochs": case.value("plan/epochs"),
                   "training_fall_late": case.value("curve/training_fall_late"),
                   "validation_fall_late": case.value("curve/validation_fall_late"), "steps": case.value("curve/border_steps")},
-        severity="warning" if is_wide else "info",
+        severity="warning" if _is_wide(case) else "info",
         alternatives={"duplicated data": "data/duplicate_share", LONG: "the validation loss over the epochs"},
         steps=span(case.log.get("train/loss")),
     )  # fmt: skip
@@ -121,25 +121,21 @@ def _is_wide(case: Case) -> bool:
     return gap is not None and bool(level) and gap >= _limit("gap_share") * level
 
 
-def _at_borders(case: Case) -> tuple[Confidence, str, bool] | None:
+def _at_borders(case: Case) -> tuple[Confidence, str] | None:
     """Steps down of the training loss at the borders of epochs."""
     share, z, count = (case.value(f"curve/{name}") for name in ("border_drop_share", "border_z", "borders"))
     if share is None or z is None or not count or share < _limit("drop_share") or z < _limit("drop_z"):
         return None
-    pattern, is_wide = case.value("curve/epoch_pattern"), _is_wide(case)
+    pattern = case.value("curve/epoch_pattern")
     if pattern is None or pattern >= _limit("pattern"):
         return None  # the same order each time: the step is one of the order, not of memory
     falls = case.value("curve/validation_rise_evaluations") == 0
-    sure = "likely" if is_wide and not falls and share >= _limit("drop_likely") else "possible"
+    sure = "likely" if _is_wide(case) and not falls and share >= _limit("drop_likely") else "possible"
     drop = case.value("curve/border_drop")
-    return (
-        sure,
-        f"at the borders of epochs the training loss falls at once by {drop:.3f} ({share:.0%}), and hardly within them",
-        is_wide,
-    )
+    return sure, f"at the borders of epochs the training loss falls at once by {drop:.3f} ({share:.0%}), and hardly within them"
 
 
-def _apart(case: Case) -> tuple[Confidence, str, bool] | None:
+def _apart(case: Case) -> tuple[Confidence, str] | None:
     """Over many epochs, a training loss that goes on falling where the validation loss does not follow."""
     training, validation = case.value("curve/training_fall_late"), case.value("curve/validation_fall_late")
     epochs, gap, first = case.value("plan/epochs"), case.value("curve/last_gap"), case.value("curve/first_gap")
@@ -153,7 +149,7 @@ def _apart(case: Case) -> tuple[Confidence, str, bool] | None:
         f"over the later half of the log the training loss fell by {training:.3f} and the validation loss by {validation:.3f}, "
         f"after {epochs:.1f} epochs they are {gap:.3f} apart"
     )
-    return sure, said, True
+    return sure, said
 
 
 def same_order(case: Case) -> Sign | None:

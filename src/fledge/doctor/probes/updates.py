@@ -161,6 +161,7 @@ def update(context: ProbeContext) -> Mapping[str, Figure | None]:
         )
         note, restored = _restore(context, trainable)
         rate = _rate(context)
+        later = max(rate, VISIBLE_RATE) if rate else 0.0
         before = {name: each.detach().clone() for name, each in model.named_parameters()}
         step = trainer_module.TrainStep(
             model, objective, trainable.optimizers, max_grad_norm=parts.stage.optimizer.max_grad_norm, seed=0
@@ -170,13 +171,13 @@ def update(context: ProbeContext) -> Mapping[str, Figure | None]:
         ratios = update_ratios(model, before)
         for number in range(1, UPDATES):
             rows = parts.step_batch(parts.rows, parts.rows, number)
-            outputs.append(step(rows, lr=max(rate, VISIBLE_RATE) if rate else 0.0))
+            outputs.append(step(rows, lr=later))
         is_blind = _without_update(model, expected, [float(output.grad_norm) for output in outputs])
         changed = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
         held = {id(each) for one in trainable.optimizers for group in one.param_groups for each in group["params"]}
         missing = [name for name, each in model.named_parameters() if name in expected and id(each) not in held]
         saved_without = sorted(_without_saved_state(context, expected) - set(missing))
-    rates = f"{UPDATES} updates, at rates of {rate:.3g} and {max(rate, VISIBLE_RATE) if rate else 0:.3g}"
+    rates = f"{UPDATES} updates, at rates of {rate:.3g} and {later:.3g}"
     note = "; ".join(part for part in (rates, note) if part)
     frozen = len(before) - len(expected)
     in_files = f"{len(saved_without)} of them have no state in the checkpoint" if saved_without else ""
