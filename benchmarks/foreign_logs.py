@@ -25,7 +25,7 @@ from typing import Any
 
 from foreign_cases import CASES, ForeignCase
 from foreign_fixtures import keep
-from foreign_held_out import HELD_OUT
+from foreign_held_out import READINGS
 from measure import data_folder, options, report
 
 from fledge.doctor import DoctorOptions, examine
@@ -40,7 +40,7 @@ SURE = ("certain", "likely")
 def main() -> None:
     """Make the logs that can be made, examine them, and print what was said."""
     chosen = _options()
-    cases = list(HELD_OUT if chosen.held_out else CASES)
+    cases = list(READINGS.get(chosen.held_out, CASES))
     cases = [case for case in cases if not chosen.only or any(case.name.startswith(name) for name in chosen.only)]
     cases = [case for case in cases if case.quick] if chosen.quick else cases
     with tempfile.TemporaryDirectory() as temporary:
@@ -69,7 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--library", action="append", default=[], help="NAME=FOLDERS where it is installed")
     parser.add_argument("--source", action="append", default=[], help="minimind=FOLDER or nanogpt=FOLDER of a checkout")
     parser.add_argument("--only", nargs="+", default=[], help="beginnings of names of cases")
-    parser.add_argument("--held-out", action="store_true", help="the cases of foreign_held_out.py, in a folder of the others")
+    parser.add_argument(
+        "--held-out", type=int, choices=READINGS, help="cases of foreign_held_out.py, in a folder of the others"
+    )
     parser.add_argument("--examine", action="store_true", help="make nothing: examine what stands in --work")
     parser.add_argument("--fixtures", help="keep the logs in this folder")
     return parser.parse_args()

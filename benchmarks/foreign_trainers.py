@@ -93,6 +93,7 @@ def arguments(name: str, how: Settings) -> Settings:
         "lr_scheduler_kwargs": how.get("lr_scheduler_kwargs"), "report_to": [how["report"]] if "report" in how else [],
         "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "seed": how.get("seed", 1), "bf16": False,
         "eval_strategy": "steps" if every else "no", "eval_steps": every, "per_device_eval_batch_size": 16,
+        **({"optim": how["optim"]} if "optim" in how else {}),
     }  # fmt: skip
 
 
@@ -118,7 +119,15 @@ def shifted_twice(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> 
     return _shifted(outputs, labels, 2)
 
 
-LOSSES: dict[str, Callable[..., Any]] = {"mean": mean_loss, "not shifted": not_shifted, "shifted twice": shifted_twice}
+def random_targets(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+    """A loss half of whose targets are drawn at random."""
+    drawn = torch.randint_like(labels, outputs.logits.shape[-1])
+    return _shifted(outputs, torch.where(torch.rand(labels.shape) < 0.5, drawn, labels), 1)
+
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "mean": mean_loss, "not shifted": not_shifted, "shifted twice": shifted_twice, "random targets": random_targets,
+}  # fmt: skip
 
 
 def huggingface(case: dict[str, Any]) -> Any:
@@ -128,6 +137,9 @@ def huggingface(case: dict[str, Any]) -> Any:
     how, model = case["how"], start(case)
     training, validation = blocks(how)
     more: Settings = {"compute_loss_func": LOSSES[how["own_loss"]]} if "own_loss" in how else {}
+    if "learned" in how:
+        for name, tensor in model.named_parameters():
+            tensor.requires_grad_(how["learned"] in name)
     if how.get("optimizer_of_copy"):
         more["optimizers"] = (torch.optim.AdamW(copy.deepcopy(model).parameters(), lr=how["learning_rate"]), None)
     if "horizon" in how:
@@ -165,7 +177,7 @@ def sft(case: dict[str, Any]) -> Any:
         parts = [(words(row["prompt"]).input_ids, words(row["completion"]).input_ids) for row in rows]
         rows = [{"input_ids": a + b, "completion_mask": [0] * len(a) + [1] * len(b)} for a, b in parts]
     settings = arguments(case["name"], how)
-    held, rows = rows[:60], rows[60 : 60 + how.get("count", len(rows))]
+    held, rows = rows[:60], how.get("copies", 1) * rows[60 : 60 + how.get("count", len(rows))]
     return SFTTrainer(
         start(case), SFTConfig(**settings, max_length=how.get("longest", BLOCK), completion_only_loss=how.get("masked")),
         train_dataset=Dataset.from_list(rows),

@@ -10,6 +10,7 @@ TOKENS = ("pretrain", "sft", "lora", "moe", "seq2seq")
 SUPERVISED = ("sft", "lora", "seq2seq")
 RESUMED = (*SUPERVISED, "pretrain", "dpo", "kto", "reward")
 EVERY = (*TOKENS, "dpo", "kto", "reward", "grpo")
+LARGE_VOCABULARY_STEPS = 200
 
 
 def _tiny_batch(setup: RunSetup, rows: int) -> None:
@@ -41,7 +42,9 @@ def _epochs(setup: RunSetup, share: float) -> None:
 
 
 def _large_vocabulary(setup: RunSetup, size: int) -> None:
+    """A loss that is high and right. So many tokens need more updates than a small vocabulary."""
     setup.recipe["tokenizer"] = {"vocab_size": size}
+    setup.stage["duration"] = f"{max(setup.steps, LARGE_VOCABULARY_STEPS)} steps"
 
 
 def _batch_warmup(setup: RunSetup, amount: Any) -> None:

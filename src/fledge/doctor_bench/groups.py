@@ -35,7 +35,7 @@ class Group:
 ONE_LANGUAGE = ("pretrain", "sft", "dpo", "grpo")
 OTHER_STAGES = ("kto", "reward", "seq2seq")
 REAL_SHAPES, REAL_VOCABULARY = ("pretrain", "sft", "lora", "dpo"), 2000
-REAL_STEPS = {"pretrain": 250, "sft": 100}  # real text is learned more slowly
+REAL_STEPS = {"pretrain": 500, "sft": 100}  # real text is learned more slowly
 DECODER_SHAPES = ("pretrain", "moe", "sft", "lora", "dpo", "grpo")
 DEEPER: dict[str, Any] = {**DECODER, "hidden_size": 80, "num_hidden_layers": 4, "intermediate_size": 208}
 TINY: dict[str, Any] = {**DECODER, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
@@ -77,6 +77,7 @@ GROUPS: dict[str, Group] = {
         ),
         Group(name="language-2", part="second", model=SMALL, shapes=ONE_LANGUAGE, data_seed=13, languages="en"),
         Group(name="stages-2", part="second", model=MIDDLE, shapes=OTHER_STAGES, data_seed=14),
+        Group(name="stages-3", part="second", model=LARGER, shapes=OTHER_STAGES, data_seed=24),
     )
 }
 PARTS, TUNED_ON = ("dev", "held-out", "second"), ("quick", "dev")

@@ -51,9 +51,9 @@ SHAPES: dict[str, Shape] = {
     "kto": Shape(kind="kto", rows="kto", steps=40, start="chat", stage={"beta": 0.1}),
     "reward": Shape(kind="reward", rows="preference", steps=40, start="chat", micro_batch_rows=2, rate=1e-3),
     "grpo": Shape(
-        kind="grpo", rows="prompts", steps=24, start="chat", micro_batch_rows=4, accumulation=1, rate=1e-3, stage=GRPO
+        kind="grpo", rows="prompts", steps=24, start="chat", micro_batch_rows=4, accumulation=1, rate=3e-4, stage=GRPO
     ),
-    "seq2seq": Shape(kind="sft", rows="sft", steps=60, rate=5e-3, is_encoder_decoder=True),
+    "seq2seq": Shape(kind="sft", rows="sft", steps=150, rate=5e-3, is_encoder_decoder=True),
 }
 """`base`: pretrained on the group's texts; `chat`: then tuned on its conversations; `half`: tuned for half as long,
 so that the ends of turns are known, whose embedding an adapter does not train."""

@@ -29,8 +29,6 @@ REWARDED = frozenset({"grpo"})
 REWARD, DEVIATION, EQUAL = "train/reward", "train/reward_std", "train/frac_reward_zero_std"
 LENGTH, CUT = "train/completions/mean_length", "train/completions/clipped_ratio"
 HELD_OUT = "eval/exact_match"
-GROWN = 0.5  # share of cut answers at first ÷ that at the end, below which answers have grown up to the limit
-FIRST_PART = 16  # of how many parts of a log the first one tells what the start model does
 
 NO_VARIANCE = "groups without variance"
 WRONG_GROUPS = "groups wrongly formed"
@@ -275,8 +273,8 @@ def truncated(case: Case) -> Sign | None:
     confidence = above("rewards", "cut", share)
     if share is None or confidence is None or ratio is None:
         return None
-    before = float(np.mean(ratio.values[: max(1, len(ratio) // FIRST_PART)]))
-    has_grown = before < GROWN * share
+    before = float(np.mean(ratio.values[: max(1, int(_limit("first_part") * len(ratio)))]))  # what the start model does
+    has_grown = before < _limit("cut_grown") * share
     if has_grown:
         confidence = at_most("possible", confidence) or "possible"
     limit = as_number(other_setting(case, "max_new_tokens", "max_completion_length"))

@@ -55,15 +55,23 @@ def length_of(row: Row) -> int:
 
 
 def _sort(setup: RunSetup, key: str) -> None:
-    """Rows by their length, or one source of rows after the other: Chinese ones, then the others."""
+    """Rows by their length, or one source of rows after the other."""
     if key == "length":
         setup.change_rows(lambda rows: sorted(rows, key=length_of))
         return
-    rows = setup.rows()
-    parts = {"chinese": [row for row in rows if is_chinese(row)], "other": [row for row in rows if not is_chinese(row)]}
+    parts = sources_of(setup.rows())
     for name, part in parts.items():
         write_rows(setup.folder / f"{name}.jsonl", part)
     setup.stage["data"]["train"] = [str(setup.folder / f"{name}.jsonl") for name in parts]
+
+
+def sources_of(rows: list[Row]) -> dict[str, list[Row]]:
+    """Two sources of rows: by their language where there are two, else by how their last text begins."""
+    parts = {"first": [row for row in rows if is_chinese(row)], "second": [row for row in rows if not is_chinese(row)]}
+    if all(parts.values()):
+        return parts
+    ordered = sorted(rows, key=lambda row: row["text"] if "text" in row else row["messages"][-1]["content"])
+    return {"first": ordered[: len(rows) // 2], "second": ordered[len(rows) // 2 :]}
 
 
 def _in_order(setup: RunSetup, amount: Any) -> AbstractContextManager[None]:
