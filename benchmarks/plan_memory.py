@@ -164,10 +164,10 @@ def after_probe(point: Point, probe: Point, measured: float) -> float:
     from fledge.plan.memory_probe import MemoryProbe
 
     inputs, runtime = plan_inputs(point)
-    corrected = MemoryProbe(inputs, runtime, probe.rows, measured)
-    if point.moment == "training":
-        return corrected.training_step(point.rows)
-    return measured + predicted(point)["total"] - predicted(probe)["total"]  # a probe of this moment: its gap stays
+    gap, total = measured - predicted(probe)["total"], predicted(point)["total"]
+    if point.moment != "training":
+        return total + gap  # a probe of this moment: its gap stays
+    return total + MemoryProbe(inputs, runtime, probe.rows, gap).correction(inputs, runtime, point.rows)
 
 
 def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from typing import Any
 from fledge.forecast.probe import ProbedStage, probed_seconds
 from fledge.forecast.target import Target
 from fledge.plan.memory import Memory, memory_inputs, memory_of_stage
-from fledge.plan.memory_measures import Fit, what_would_fit
+from fledge.plan.memory_measures import Fit, Plan, what_would_fit
+from fledge.plan.memory_probe import MemoryProbe
 from fledge.plan.stage_forecast import StageInputs, estimated_time, measured_time
 from fledge.plan.time import StageTime
 from fledge.prediction import usual_speed_of, usual_time
@@ -64,12 +65,14 @@ def stage_on_device(inputs: StageInputs, target: Target, probed: ProbedStage | N
                           from_weights=not inputs.starts_fresh)  # fmt: skip
     runtime = inputs.runtime.model_copy(update={"precision": target.precision})
     micro, rows = inputs.horizon.micro_batch_size, inputs.horizon.global_batch_rows
-    moments, measured = memory_of_stage(needs, runtime, micro), None if probed is None else probed.peak_memory
-    gap = 0.0 if measured is None else measured - max(memory.total for memory in moments.values())
-    fit = what_would_fit(needs, runtime, micro_batch=micro, rows=rows, available=target.memory - gap)
-    fit = replace(fit, needs=fit.needs + gap, available=target.memory)
+    measured = None if probed is None else probed.peak_memory
+    plan = Plan(needs, runtime, micro, rows)
+    if measured is not None:
+        plan = replace(plan, probe=MemoryProbe(needs, runtime, micro, measured - plan.needs))
     time = _estimated(inputs, target) if probed is None else _probed(inputs, probed)
-    return StageOnDevice(moments=moments, fit=fit, time=time, measured=measured)
+    return StageOnDevice(
+        moments=memory_of_stage(needs, runtime, micro), fit=what_would_fit(plan, target.memory), time=time, measured=measured
+    )
 
 
 def _estimated(inputs: StageInputs, target: Target) -> StageTime | None:

@@ -19,6 +19,7 @@ from fledge.plan.memory_moments import (
     memory_of_step,
     moments_of_step,
 )
+from fledge.plan.memory_probe import MemoryProbe
 from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, RuntimeConfig, Stage
 from fledge.recipe.sections.adapter import PREFIX
 from fledge.run.environment import local_world_size
@@ -38,6 +39,7 @@ __all__ = [
     "merged_micro_batch",
     "moments_of_step",
     "multiprocessors",
+    "needed_bytes",
     "useful_tokens",
 ]
 
@@ -151,7 +153,7 @@ def auto_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeC
     if micro is None:
         raise FledgeError(
             f"not even one row of {inputs.row_length:,} tokens fits: a step takes about "
-            f"{_needs(inputs, runtime, 1, rows) / 2**30:.2f} GiB, {limit / 2**30:.2f} GiB are available",
+            f"{needed_bytes(inputs, runtime, 1, rows) / 2**30:.2f} GiB, {limit / 2**30:.2f} GiB are available",
             where="batch.micro_batch_size",
             hint="runtime.activation_checkpointing: full, optimizer adamw8bit, a smaller data.max_seq_len or a smaller model",
         )
@@ -189,19 +191,24 @@ def _why_not_mergeable(batch: BatchConfig, model: ModelConfig) -> str | None:
     return None
 
 
-def largest_micro_batch(rows: int, inputs: MemoryInputs, runtime: RuntimeConfig, limit: float | None = None) -> int | None:
+def largest_micro_batch(
+    rows: int, inputs: MemoryInputs, runtime: RuntimeConfig, limit: float | None = None, probe: MemoryProbe | None = None
+) -> int | None:
     """The largest divisor of the rows of an update that fits into `limit` bytes (None: `budget`) and is still useful; None if
-    not even one row fits."""
+    not even one row fits. `probe`: a measured peak of the stage, which corrects the estimate."""
     limit = budget(runtime, inputs.device) if limit is None else limit
     divisors = [size for size in range(1, rows + 1) if rows % size == 0]
-    fitting = [size for size in divisors if _needs(inputs, runtime, size, rows) <= limit]
+    fitting = [size for size in divisors if needed_bytes(inputs, runtime, size, rows, probe) <= limit]
     useful = useful_tokens(inputs.device, inputs.cost.config.hidden_size)
     return max((size for size in fitting if size * inputs.row_length <= useful), default=fitting[0] if fitting else None)
 
 
-def _needs(inputs: MemoryInputs, runtime: RuntimeConfig, micro: int, rows: int) -> float:
-    """Bytes with micro-batches of `micro` of the `rows` rows of an update."""
-    return estimate(replace(inputs, accumulates=micro < rows), runtime, micro)
+def needed_bytes(
+    inputs: MemoryInputs, runtime: RuntimeConfig, micro: int, rows: int, probe: MemoryProbe | None = None
+) -> float:
+    """Bytes of a stage with micro-batches of `micro` of the `rows` rows of an update; `probe`: a measured peak of it."""
+    inputs = replace(inputs, accumulates=micro < rows)
+    return estimate(inputs, runtime, micro) + (0.0 if probe is None else probe.correction(inputs, runtime, micro))
 
 
 def multiprocessors() -> int | None:
@@ -223,7 +230,7 @@ def useful_tokens(device: str, width: int) -> int:
 
 def _why(micro: int, rows: int, inputs: MemoryInputs, runtime: RuntimeConfig) -> str:
     """What decided about a micro-batch, for the plan."""
-    needed, limit = _needs(inputs, runtime, micro, rows) / 2**30, budget(runtime, inputs.device) / 2**30
+    needed, limit = needed_bytes(inputs, runtime, micro, rows) / 2**30, budget(runtime, inputs.device) / 2**30
     memory = f"a step takes about {needed:.2f} of {limit:.2f} GiB"
     if inputs.device == "cpu":
         return memory

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fledge.model.quantization import bytes_per_weight
-from fledge.plan.memory import largest_micro_batch
-from fledge.plan.memory_moments import MemoryInputs, estimate
+from fledge.plan.memory import largest_micro_batch, needed_bytes
+from fledge.plan.memory_moments import MemoryInputs
+from fledge.plan.memory_probe import MemoryProbe
 from fledge.recipe.schema import AdapterConfig, QuantizationConfig, RuntimeConfig
 
 SHORTEST = 128  # tokens of a row, below which it is not shortened
@@ -19,17 +20,18 @@ SHORTEST = 128  # tokens of a row, below which it is not shortened
 @dataclass(frozen=True)
 class Plan:
     """What decides about memory: the inputs of the estimate, how it is computed, and the rows of a micro-batch and of an
-    update."""
+    update. `probe`: a measured peak of the stage."""
 
     inputs: MemoryInputs
     runtime: RuntimeConfig
     micro: int
     rows: int
+    probe: MemoryProbe | None = None
 
     @property
     def needs(self) -> float:
         """Bytes of the stage."""
-        return estimate(replace(self.inputs, accumulates=self.micro < self.rows), self.runtime, self.micro)
+        return needed_bytes(self.inputs, self.runtime, self.micro, self.rows, self.probe)
 
 
 Patch = dict[str, Any]
@@ -71,7 +73,7 @@ class Fit:
 
 def _smaller_micro_batch(available: float) -> Change:
     def change(plan: Plan) -> tuple[Plan, Patch] | None:
-        micro = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available) or 1
+        micro = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available, plan.probe) or 1
         if micro >= plan.micro:
             return None
         patch = {
@@ -162,13 +164,12 @@ def _measures(available: float) -> Iterable[tuple[Change, str]]:
     )
 
 
-def what_would_fit(inputs: MemoryInputs, runtime: RuntimeConfig, *, micro_batch: int, rows: int, available: float) -> Fit:
-    """What fits into `available` bytes, where micro-batches of `micro_batch` of the `rows` rows of an update are wanted.
+def what_would_fit(plan: Plan, available: float) -> Fit:
+    """What fits into `available` bytes, and what is wanted.
 
     If they do not fit: each measure that makes a difference, with the bytes that it then needs. If none of them is enough by
     itself, the measures together, one after another until they are (`together`)."""
-    plan = Plan(inputs, runtime, micro_batch, rows)
-    largest = largest_micro_batch(rows, inputs, runtime, available)
+    largest = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available, plan.probe)
     if plan.needs <= available:
         return Fit(available=available, needs=plan.needs, largest=largest, measures=[])
     measures = [measure for one in _measures(available) if (measure := _alone(plan, *one, available)) is not None]
