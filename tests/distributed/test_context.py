@@ -131,7 +131,10 @@ def single_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, 
     return train_variants(DistributedContext(), "ddp", str(folder)), folder
 
 
-@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp")])
+FOUR_DDP, FOUR_FSDP = (pytest.param(4, parallel, marks=pytest.mark.slow) for parallel in ("ddp", "fsdp"))
+
+
+@pytest.mark.parametrize(("size", "parallel"), [(2, "ddp"), (2, "fsdp"), FOUR_DDP, FOUR_FSDP])
 def test_several_ranks_learn_the_same_weights_as_one_process(
     size: int, parallel: str, single_process: Any, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def test_the_commands_of_the_readme_run(workplace: Path) -> None:
     assert (workplace / "look.html").exists() and (workplace / "runs" / "mine" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_command_reference_run(workplace: Path) -> None:
     lay_out(COMMANDS, workplace)
     run_all(COMMANDS, workplace, [*SMALL, *SHORT])

@@ -116,6 +116,7 @@ def test_kto_begins_at_a_half_resumes_bit_for_bit_and_has_one_kl_estimate_for_an
             assert one[f"train/{name}"] == pytest.approx(two[f"train/{name}"], rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_kto_losses_and_the_kl_estimate_of_one_process(world: Path, tmp_path: Path) -> None:
     stage = {"batch": {"micro_batch_size": 1, "gradient_accumulation_steps": 5}, "duration": "5 steps"}
     one, two = (_kto_tree(world, tmp_path / name, tmp_path, **stage) for name in ("one", "two"))

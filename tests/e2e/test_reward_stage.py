@@ -82,6 +82,7 @@ def test_a_killed_run_resumes_bit_for_bit(variant: str, start: Path, tmp_path: P
     assert final_results(Pipeline(killed, QUIET).run(resume=True), ("reward",)) == final_results(whole, ("reward",))
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(start: Path, tmp_path: Path) -> None:
     changes = {"batch": {"micro_batch_size": 1, "gradient_accumulation_steps": 5}, "duration": "4 steps"}
     one, two = (tree(start, tmp_path / name, **changes) for name in ("one", "two"))

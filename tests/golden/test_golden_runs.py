@@ -15,7 +15,8 @@ from tests.golden.runs import EXPECTED, RUNS, arithmetic
 TOLERANCE, GRAD_NORM = 2e-3, 2  # relative; the place of the norm among the figures of a step, behind its number
 NORMS = {"quickstart": 0.1}  # the first updates of Muon, at its high rate, make 6 % of a difference in the last bits: measured
 RECORDED: dict[str, Any] = json.loads(EXPECTED.read_text(encoding="utf-8"))
-CASES = [pytest.param(name, marks=[pytest.mark.slow] if name == "quickstart" else []) for name in RUNS]
+SLOW = {"quickstart", "two processes"}
+CASES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RUNS]
 
 
 @pytest.mark.parametrize("name", CASES)
