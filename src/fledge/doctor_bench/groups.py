@@ -14,14 +14,14 @@ MIDDLE: dict[str, Any] = {**DECODER, "hidden_size": 64, "num_hidden_layers": 2, 
 class Group:
     """Runs with one model size on one set of data.
 
-    `part`: `quick`, a look whether everything works; `dev`, whose results thresholds are tuned on; `held-out` and `second`, for
-    a first and a second reading, each with frozen thresholds. `source`: a key of `group_data.SOURCES`; `data_seed`,
+    `part`: `quick`, a look whether everything works; `dev`, whose results thresholds are tuned on; `held-out`, `second` and
+    `third`, for later readings, each with frozen thresholds. `source`: a key of `group_data.SOURCES`; `data_seed`,
     `languages`: of its rows. `shapes`: names of the shapes of stages. `steps`: updates of healthy runs, where they are not
     those of the shape. `start_steps`: updates of start models, by name.
     """
 
     name: str
-    part: Literal["quick", "dev", "held-out", "second"]
+    part: Literal["quick", "dev", "held-out", "second", "third"]
     model: Mapping[str, Any]
     shapes: tuple[str, ...]
     source: str = "world"
@@ -38,6 +38,7 @@ REAL_SHAPES, REAL_VOCABULARY = ("pretrain", "sft", "lora", "dpo"), 2000
 REAL_STEPS = {"pretrain": 500, "sft": 100}  # real text is learned more slowly
 DECODER_SHAPES = ("pretrain", "moe", "sft", "lora", "dpo", "grpo")
 DEEPER: dict[str, Any] = {**DECODER, "hidden_size": 80, "num_hidden_layers": 4, "intermediate_size": 208}
+WIDER: dict[str, Any] = {**DECODER, "hidden_size": 112, "num_hidden_layers": 2, "intermediate_size": 304}
 TINY: dict[str, Any] = {**DECODER, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
 GROUPS: dict[str, Group] = {
     one.name: one
@@ -78,7 +79,20 @@ GROUPS: dict[str, Group] = {
         Group(name="language-2", part="second", model=SMALL, shapes=ONE_LANGUAGE, data_seed=13, languages="en"),
         Group(name="stages-2", part="second", model=MIDDLE, shapes=OTHER_STAGES, data_seed=14),
         Group(name="stages-3", part="second", model=LARGER, shapes=OTHER_STAGES, data_seed=24),
+        Group(name="size-3", part="third", model=WIDER, shapes=DECODER_SHAPES, data_seed=31),
+        Group(
+            name="data-3",
+            part="third",
+            model=LARGER,
+            shapes=REAL_SHAPES,
+            source="questions",
+            data_seed=32,
+            vocab_size=REAL_VOCABULARY,
+            steps=REAL_STEPS,
+        ),
+        Group(name="language-3", part="third", model=MIDDLE, shapes=ONE_LANGUAGE, data_seed=33, languages="zh"),
+        Group(name="stages-4", part="third", model=SMALL, shapes=OTHER_STAGES, data_seed=34),
     )
 }
-PARTS, TUNED_ON = ("dev", "held-out", "second"), ("quick", "dev")
+PARTS, TUNED_ON = ("dev", "held-out", "second", "third"), ("quick", "dev")
 QUICK = "quick"

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-GROUPS = ("dev", "held-out", "second", "all")
+GROUPS = ("dev", "held-out", "second", "third", "all")
 DEFAULT_OUT = "doctor-bench"
 
 
@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a look whether everything works, in less than a minute")
     parser.add_argument(
         "--group", default="dev", metavar="NAME",
-        help=f"{', '.join(GROUPS)}, or the name of one group (default dev); held-out and second need frozen thresholds",
+        help=f"{', '.join(GROUPS)}, or the name of one group (default dev); the others need frozen thresholds",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=_path, default=Path(DEFAULT_OUT), metavar="DIR", help=f"folder of the results (default {DEFAULT_OUT})"

@@ -6,6 +6,7 @@ from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.consequences import BREAKS, BY_HEART, NO_ENDS
 from fledge.diagnosis.causes.signs import above, as_number, at_most, below, number, other_setting, patch, sign, strongest
+from fledge.diagnosis.facts import TOKEN_KINDS
 from fledge.diagnosis.thresholds import threshold
 from fledge.findings import Confidence
 
@@ -42,7 +43,8 @@ def duplicated(case: Case) -> Sign | None:
     model knows its training rows better than others."""
     copies, repeats, gap = number(case, "data/duplicate_share"), number(case, "data/repeated_ngrams"), _gap(case)
     confidence = above("data", "duplicates", copies)
-    known = strongest(above("data", "gap", gap), above("data", "plain_text", number(case, "data/target_share")))
+    by_heart = above("data", "gap", gap) if case.kind in TOKEN_KINDS else None  # elsewhere a loss says little of texts
+    known = strongest(by_heart, above("data", "plain_text", number(case, "data/target_share")))
     confidence = strongest(confidence, at_most(known or "possible", above("data", "repeated_text", repeats)))
     if confidence is None:
         return None

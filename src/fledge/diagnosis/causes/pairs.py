@@ -35,6 +35,12 @@ def _start_prefers_rejected(case: Case) -> float | None:
     return rejected / rejected_length - chosen / chosen_length
 
 
+def _is_below_half(case: Case, right: float) -> bool:
+    """Whether the share of right pairs is below a half beyond what so few pairs may give by chance."""
+    error = case.value("curve/accuracies_error")
+    return error is None or right + _limit("reversed_errors") * error < 0.5
+
+
 def swapped(case: Case) -> Sign | None:
     """The rejected answers are the better ones, or the loss prefers them."""
     wrong, slope = number(case, "data/wrong_side"), number(case, "probe/preference_loss_slope")
@@ -48,7 +54,11 @@ def swapped(case: Case) -> Sign | None:
     elif wrong is not None and side is not None:
         found = side, f"{wrong:.1%} of the rejected answers are those that the fine-tuning data gives to the prompt"
     elif (
-        right is not None and margins is not None and right <= _limit("accuracy_reversed") and margins < -_limit("flat_margin")
+        right is not None
+        and margins is not None
+        and right <= _limit("accuracy_reversed")
+        and margins < -_limit("flat_margin")
+        and _is_below_half(case, right)
     ):
         found = "likely", f"only {right:.1%} of the pairs are right at the end of the log, and the margin is {margins:+.3f}"
     elif wrong is None and (sure := above("preferences", "start_prefers", start)) is not None:

@@ -16,6 +16,8 @@ ZERO, HIGH, LOW = "learning rate zero", "learning rate too high", "learning rate
 NOT_PLANNED, DECAY, CLIPPING = "learning rate not as planned", "weight decay too strong", "clipping threshold too small"
 BROKEN = ("not a number", "divergence")
 TOO_FAST = (*BROKEN, "loss spikes", "oscillation", "exploding gradient", "high level")
+AT_CHANCE = ("loss at ln 2", "margins flat")
+RANKED = frozenset({"reward"})  # kinds whose loss is ln 2 where the two answers of a pair are told apart by chance alone
 TOO_SLOW = ("not learning", "slow learning", "high level", "loss at ln 2", "margins flat")
 STILL = (
     "not learning",
@@ -143,7 +145,7 @@ def too_low(case: Case) -> Sign | None:
     if below >= _limit("adapter") and case.value("plan/has_adapter"):
         sure = "likely"  # an adapter at the rate of all weights learns ten times more slowly (decision 048)
     if moved is not None and (factor is None or factor <= 1):
-        sure = "likely" if symptoms or below > 1 else sure or "possible"
+        sure = "likely" if symptoms or below > 1 or _is_at_chance(case) else sure or "possible"
     if sure is None:
         return None
     wanted = band["rate_middle"] or 10 * peak
@@ -173,12 +175,20 @@ def _weights_words(case: Case, peak: float) -> str:
     return "; it has the size of a rate for all weights, and an adapter needs about ten times as much" if is_adapter else ""
 
 
+def _is_at_chance(case: Case) -> bool:
+    """Whether a loss of pairs ends about where it starts."""
+    level = case.value("curve/last_loss")
+    is_high = case.kind in RANKED and level is not None and level >= _limit("chance_share") * math.log(2)
+    return is_high or bool(matching(case, AT_CHANCE))
+
+
 def _moved(case: Case) -> float | None:
     """How far all updates together could have moved the matrices, as a share of their size; None where it is not told or is
     enough. Of a run that is over or long, since at its beginning it is small."""
     total, steps = inner_update(case, "update_total"), case.value("curve/last_step") or 0
+    most = _limit("moved_at_chance") if _is_at_chance(case) else _limit("moved")
     is_long = bool(case.value("plan/is_done")) or steps >= _limit("moved_steps")
-    return total if total is not None and is_long and total <= _limit("moved") else None
+    return total if total is not None and is_long and total <= most else None
 
 
 def not_planned(case: Case) -> Sign | None:
