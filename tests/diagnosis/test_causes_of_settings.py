@@ -132,6 +132,18 @@ def test_updates_that_add_up_to_nothing_make_a_low_rate_likely(rng):
     assert root.sign.finding.evidence["moved"] < 0.001
 
 
+@pytest.mark.parametrize(("level", "moved", "sure"), [(0.66, 2e-4, "likely"), (0.45, 2e-4, None), (0.66, 3e-3, None)])
+def test_a_reward_model_that_still_guesses_after_small_updates(rng, level, moved, sure):
+    settings = whole(replace(TRAINED, kind="reward", learning_rate=3e-5, hidden_size=None, parameters=None), 40)
+    at = np.arange(1, 41.0)
+    log = log_of(
+        level + rng.normal(0, 0.02, 40), settings, train__lr=linear_rates(at, 3e-5, 2, 40),
+        update_ratio__attention=Series(np.arange(5, 41.0, 5), np.full(8, moved)),
+    )  # fmt: skip
+    root, _, _ = _told(log, "learning rate too low")
+    assert (root.sign.finding.confidence if root else None) == sure
+
+
 def test_an_adapter_with_the_rate_of_all_weights(rng):
     log = tuning(rng, method="lora", adapter_rank=16.0, learning_rate=2e-5)
     root, _, _ = _told(log, "learning rate too low")
@@ -242,6 +254,16 @@ def test_a_batch_far_below_its_band(rng):
     log = _with(replace(pretraining(rng, learning_rate=5e-4), ended=None), settings)
     root, _, _ = _told(log, "batch too small")
     assert root.sign.finding.confidence == "likely"
+
+
+@pytest.mark.parametrize(("tokens", "is_told"), [(120.0, True), (480.0, False)])
+def test_updates_of_single_short_rows_whose_loss_jumps(rng, tokens, is_told):
+    log = tuning(rng, 200)
+    log = _with(
+        log, {"batch_tokens": tokens, "batch_rows": 1.0}, train__loss=lambda values: values * np.exp(rng.normal(0, 0.4, 200))
+    )
+    root, _, _ = _told(log, "batch too small")
+    assert (root is not None and root.sign.finding.confidence == "likely") == is_told
 
 
 def test_a_batch_drowned_in_noise(rng):

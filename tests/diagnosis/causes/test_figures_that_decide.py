@@ -113,6 +113,8 @@ DECIDED: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("duplicated data", "pretrain", "likely", {"data/repeated_ngrams": 0.4, "data/target_share": 1.0},
      {"data/repeated_ngrams": 0.1, "data/target_share": 1.0}),
     ("duplicated data", "sft", "possible", {"data/repeated_ngrams": 0.9}, {"data/repeated_ngrams": 0.15}),
+    ("duplicated data", "kto", "possible", {"data/repeated_ngrams": 0.55, "probe/training_loss": 0.2},
+     {"data/repeated_ngrams": 0.15, "probe/training_loss": 0.2}),
     ("one source swamps the rest", "sft", "likely", {"data/largest_source_share": 0.7, "data/largest_source_rows": 0.03},
      {"data/largest_source_share": 0.7, "data/largest_source_rows": 0.6}),
     ("length bias in preferences", "preference", "likely", {"data/chosen_longer": 0.94, "data/chosen_longer_text": 1.0},

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fledge.diagnosis.diagnose import add_own_figures
 from tests.diagnosis.causes.made_cases import (
     HEALTHY,
     LN2,
@@ -185,6 +186,17 @@ def test_a_loss_that_prefers_the_rejected() -> None:
     assert confidence("chosen and rejected swapped", alone("preference", much)) == "likely"
     assert confidence("chosen and rejected swapped", alone("kto", much)) == "likely"
     assert confidence("chosen and rejected swapped", healthy("preference", log=start)) is None  # the data says otherwise
+
+
+def test_few_pairs_that_happen_to_be_wrong_are_not_swapped() -> None:
+    def judged(pattern: list[float]) -> str | None:
+        log = {"train/rewards/accuracies": pattern * (40 // len(pattern)), "train/rewards/margins": [-0.12] * 40}
+        case = alone("preference", log)
+        add_own_figures(case)
+        return confidence("chosen and rejected swapped", case)
+
+    assert judged([0.0, 1.0, 0.0, 0.5, 0.5]) is None  # 40 % of some pairs, by chance
+    assert judged([0.1, 0.2, 0.1, 0.2, 0.1]) == "likely"
 
 
 @pytest.mark.parametrize(
