@@ -12,10 +12,11 @@ from fledge.autotune.search import is_too_busy, machine_load
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
 from fledge.model.cost import ModelCost
+from fledge.plan.device_batch import DeviceBatch
 from fledge.plan.history import MIN_UPDATES, PastStage, UsualSpeed, machine_name, past_stages, remember, usual_speed
 from fledge.plan.memory import estimate, memory_inputs
 from fledge.plan.stage_forecast import StageInputs, estimated_time, evaluation_work, measured_time, work_of
-from fledge.plan.time import Hardware, Range, StageTime
+from fledge.plan.time import Hardware, Range, StageTime, time_text
 from fledge.prepare import PreparedStage
 from fledge.recipe.schema import RuntimeConfig, Stage
 from fledge.run import StageDirectory, write_json
@@ -40,10 +41,8 @@ class Prediction:
 
     def line(self) -> str:
         """The prediction for the console."""
-        total = self.training + self.evaluation
-        low, high = (f"{seconds / 60:.2g}" for seconds in (total.low, total.high))
-        minutes = f"{low} to {high} minutes" if total.high >= 90 else f"{total.low:.2g} to {total.high:.2g} seconds"
-        return f"about {minutes} of training, {self.memory / 2**30:.2f} GiB of memory ({self.basis})"
+        time = time_text(self.training + self.evaluation)
+        return f"about {time} of training, {self.memory / 2**30:.2f} GiB of memory ({self.basis})"
 
 
 def stage_inputs(
@@ -61,6 +60,7 @@ def stage_inputs(
         runtime=runtime,
         trained=trained_parameters(prepared.stage, cost, prepared.data.train),
         starts_fresh=starts_fresh,
+        reward_models=prepared.reward_models,
     )
 
 
@@ -95,14 +95,22 @@ def predict(inputs: StageInputs, compute: ComputeConfig, ranks: DistributedConte
         time = usual_time(inputs, speed, compute.precision)
     elif compute.matmul_peak:
         hardware = Hardware(flops=compute.matmul_peak, count=ranks.world_size)
-        time = estimated_time(inputs, hardware, compute.precision, "from matrix products, nothing like it was trained here yet")
+        basis = "from matrix products, nothing like it was trained here yet"
+        time = estimated_time(inputs, hardware, compute.precision, basis, _share(inputs, ranks))
     else:
         return None
-    needs = memory_inputs(inputs.stage, inputs.cost, inputs.train, compute.device)
+    is_sharded = inputs.runtime.parallelism == "fsdp"
+    needs = memory_inputs(inputs.stage, inputs.cost, inputs.train, compute.device, inputs.reward_models, ranks=ranks.world_size,
+                          sharded=is_sharded)  # fmt: skip
     runtime = inputs.runtime.model_copy(update={"precision": compute.precision, "compile": compute.compile})
-    memory = estimate(needs, runtime, inputs.horizon.micro_batch_size)
+    memory = estimate(needs, runtime, _share(inputs, ranks).micro)
     return Prediction(training=time.training, evaluation=time.evaluation, memory=memory, updates=inputs.plan.steps,
                       basis=time.basis)  # fmt: skip
+
+
+def _share(inputs: StageInputs, ranks: DistributedContext) -> DeviceBatch:
+    """What each rank computes of an update."""
+    return DeviceBatch.of(inputs.horizon.global_batch_rows, inputs.horizon.micro_batch_size, ranks.world_size)
 
 
 def write_prediction(directory: StageDirectory, prediction: Prediction | None) -> None:

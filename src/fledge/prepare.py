@@ -38,7 +38,7 @@ from fledge.tokenizer.settings import read_decoder_start
 @dataclass(frozen=True, kw_only=True)
 class PreparedStage:
     """A stage that is ready to be trained: its data and its plan. `stage` has numbers where the recipe says `auto`. `warnings`:
-    what is doubtful about the plan."""
+    what is doubtful about the plan. `reward_models`: bytes of those that judge answers."""
 
     name: str
     stage: Stage
@@ -46,6 +46,7 @@ class PreparedStage:
     plan: StagePlan
     horizon: TrainingHorizon
     warnings: list[Finding] = field(default_factory=list)
+    reward_models: float = 0.0
 
 
 class Preparation:
@@ -53,7 +54,8 @@ class Preparation:
 
     `build_directory_of` gives the directory in which the data of a stage is built; without it, data is built in temporary
     directories. `resuming`: complete data in that directory is the data of this run. `executor` processes the shards. `run`:
-    the directory of the run; a stage that has begun goes on with what it has there.
+    the directory of the run; a stage that has begun goes on with what it has there. `for_this_machine`: micro-batches that the
+    recipe leaves open are chosen by its memory; else they have one row, and are not merged.
     """
 
     def __init__(
@@ -65,9 +67,10 @@ class Preparation:
         resuming: bool = False,
         executor: Executor | None = None,
         run: RunDirectory | None = None,
+        for_this_machine: bool = True,
     ) -> None:
         self.recipe, self.log, self.build_directory_of, self.resuming = recipe, log, build_directory_of, resuming
-        self.run = run
+        self.run, self.for_this_machine = run, for_this_machine
         workers = recipe.runtime.data_workers
         self.executor = executor or (None if workers is None else ProcessPoolExecutor(workers))
         self._collected: dict[str, CollectedRows] = {}
@@ -313,7 +316,9 @@ class Preparation:
             others = self._findings_of_failed_plan(name, tokenizer, data)
             raise PlanError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint, others=others) from None
         warnings = self._warnings(name, tokenizer, data, resolved, plan)
-        return PreparedStage(name=name, stage=resolved, data=data, plan=plan, horizon=horizon, warnings=warnings)
+        judges = self._reward_model_bytes(name, tokenizer)
+        return PreparedStage(name=name, stage=resolved, data=data, plan=plan, horizon=horizon, warnings=warnings,
+                             reward_models=judges)  # fmt: skip
 
     def _plan(
         self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, chosen: Sequence[str] = ()
@@ -325,8 +330,7 @@ class Preparation:
             stage = with_recorded_settings(self._with_capped_batch(stage, data, recorded), recorded)
             plan, horizon, stage = plan_stage(stage, data.train, cost, [], data.validation)
             return replace(plan, notes=recorded["notes"]), horizon, stage
-        judges = sum(4 * one.parameters().total for one in self._reward_model_costs(name, tokenizer).values())
-        batch, notes = self._batch(stage, cost, data, judges)
+        batch, notes = self._batch(stage, cost, data, self._reward_model_bytes(name, tokenizer))
         notes = [*chosen, *self._growth_note(name, tokenizer), *notes]
         return plan_stage(stage.model_copy(update={"batch": batch}), data.train, cost, notes, data.validation)
 
@@ -354,7 +358,10 @@ class Preparation:
 
         return reward_model_costs(self.recipe, name, lambda stage: self.model_cost(stage, tokenizer))
 
-    def _batch(self, stage: Stage, cost: ModelCost, data: StageDataset, judges: int) -> tuple[BatchConfig, list[str]]:
+    def _reward_model_bytes(self, name: str, tokenizer: Tokenizer) -> float:
+        return sum(4.0 * one.parameters().total for one in self._reward_model_costs(name, tokenizer).values())
+
+    def _batch(self, stage: Stage, cost: ModelCost, data: StageDataset, judges: float) -> tuple[BatchConfig, list[str]]:
         """The batch of a stage with a number in place of `auto`, as the free memory allows beside `judges` bytes of reward
         models, and notes that explain it."""
         batch, notes = stage.batch, list[str]()
@@ -363,8 +370,10 @@ class Preparation:
             if not batch.merge_micro_batches or batch.gradient_accumulation_steps == 1:
                 return batch, notes
         from fledge.autotune.compute_config import chosen_device  # they load torch
-        from fledge.plan.memory import auto_micro_batch, memory_inputs, merged_micro_batch
+        from fledge.plan.memory import auto_micro_batch, divided_batch, memory_inputs, merged_micro_batch
 
+        if not self.for_this_machine:
+            return divided_batch(batch, data.train.packed_length), notes
         inputs = memory_inputs(stage, cost, data.train, chosen_device(self.recipe.runtime), judges)
         batch, chosen = auto_micro_batch(batch, inputs, self.recipe.runtime)
         batch, merged = merged_micro_batch(batch, inputs, self.recipe.runtime)

@@ -56,10 +56,28 @@ def test_a_run_of_three_stages_ends_with_a_line_for_each(tmp_path: Path) -> None
         (("LOG", "--given", "speed=3"), "'speed' is no setting"),
         (("LOG", "--depth", "curves", "--prove"), "only runs of fledge can be tried again"),
         (("LOG", "--config", "no.yaml"), "no.yaml"),
+        (("LOG", "--data", "no.jsonl", "--tokenizer", "."), "there is no such file or folder: no.jsonl"),
+        (("LOG", "--tokenizer", "no", "--data", "."), "there is no such file or folder: no"),
+        (("LOG", "--start", "no/model"), "there is no such file or folder: no/model"),
+        (("LOG", "--start", "."), "no model lies beside this log"),
     ],
 )
 def test_wrong_words_are_errors(log: Path, words: tuple[str, ...], message: str) -> None:
     assert_error(fledge("doctor", *(str(log) if word == "LOG" else word for word in words)), message)
+
+
+def test_files_that_a_run_of_fledge_has_itself_are_refused(tmp_path: Path) -> None:
+    run = report_run.write_run(tmp_path / "run", steps=20)
+    for words, option in ((("--start", run), "--start"), (("--data", run, "--tokenizer", run), "--data")):
+        assert_error(fledge("doctor", run, *words), f"{option}: a run of fledge has its own data")
+
+
+def test_what_was_found_is_told_though_the_pictures_cannot_be_written(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    done = fledge("doctor", log, "--columns", "train/loss=my_loss", "--depth", "curves", "--json", "--plots", tmp_path / "file")
+    assert done.returncode == 2 and "cannot write" in done.stderr
+    tree = json.loads(done.stdout)
+    assert not tree["healthy"] and tree["plots"] == []
 
 
 def test_the_bench_has_a_parser_of_its_own() -> None:

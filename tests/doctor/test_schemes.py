@@ -6,12 +6,15 @@ import pytest
 
 from fledge.diagnosis import Diagnoses, Diagnosis, Figure, Sign
 from fledge.diagnosis.diagnose import add_own_figures
+from fledge.doctor.as_json import as_json
 from fledge.doctor.examination import Examination
 from fledge.doctor.known_trainers import KNOWN_TRAINERS
 from fledge.doctor.scheme_cost import cost_of
 from fledge.doctor.scheme_text import scheme_lines
-from fledge.doctor.schemes import halfway, proof_steps, schemes, taken_by_recipe
+from fledge.doctor.schemes import halfway, proof_steps, schemes
+from fledge.doctor.taken import taken_by_recipe
 from fledge.doctor.target import Target
+from fledge.doctor.text import finding_lines
 from fledge.findings import Finding
 from fledge.recipe import load_recipe, recipe_from_dict, to_yaml
 from fledge.sweep.space import as_overrides
@@ -136,3 +139,46 @@ def test_a_trainer_whose_settings_have_no_effect_gets_changes_of_its_code() -> N
     assert list(found) == ["A", "B", "C"] and len(found["C"].steps) == 3
     assert any("relative_step=False" in word for word in found["B"].steps[0].words)
     assert all(scheme.patch == {} for scheme in found.values())
+
+
+TOKENS = {"tokens_per_step": 4096, "micro_batch_size": 2}
+
+
+def of_batch(tmp_path: Path, patch: dict, batch: dict = TOKENS) -> Examination:
+    """A finding with a patch of the batch, of a run with this section in its recipe."""
+    finding = Finding(check="batch too small", severity="warning", message="an update is small", confidence="likely",
+                      patch={f"stages.sft.batch.{key}": value for key, value in patch.items()})  # fmt: skip
+    diagnosis = Diagnosis(cause="batch too small", category="batch", sign=Sign(finding=finding, strength=0.7))
+    one = faulty(tmp_path, Diagnoses(found=(diagnosis, *FAULTY.found), unexplained=(), missing={}))
+    tree = load_recipe([str(tmp_path / "recipe.yaml")]).model_dump(mode="json")
+    tree["stages"]["sft"]["batch"] = batch
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe_from_dict(tree)), encoding="utf-8")
+    return one
+
+
+def test_changes_are_taken_in_whatever_order_they_need_each_other_and_those_of_a_batch_together(tmp_path: Path) -> None:
+    sized = {"gradient_accumulation_steps": 8, "micro_batch_size": 4, "tokens_per_step": None}
+    one = of_batch(tmp_path, sized)
+    patch = {"stages.sft.batch." + key: value for key, value in sized.items()}
+    too_long = {"stages.sft.data.max_seq_len": 4096}
+    taken, left_out = taken_by_recipe(one, {**too_long, **patch})
+    assert taken == patch and list(left_out) == list(too_long)
+    half = {key: value for key, value in patch.items() if value is not None}  # of which the recipe would take one key
+    assert taken_by_recipe(one, half)[0] == {} and list(taken_by_recipe(one, half)[1]) == list(half)
+
+
+def test_what_the_recipe_refuses_is_neither_told_to_be_written_nor_proved(tmp_path: Path) -> None:
+    one = of_batch(tmp_path, {"gradient_accumulation_steps": 8})
+    text = "\n".join(line.text for line in finding_lines(one, one.diagnoses.found[0], 1))
+    assert "--stages" not in text and "as YAML" not in text and "--prove" not in text
+    assert "left out: stages.sft.batch.gradient_accumulation_steps: " in text and "both set the size of an update" in text
+    told = as_json([one])["findings"][0]
+    assert told["patch"] is None and list(told["left_out"]) == ["stages.sft.batch.gradient_accumulation_steps"]
+    chosen = proof_steps(one, stepwise=False)
+    assert chosen is not None and (chosen[0].cause, chosen[1]) == ("learning rate too high", [{RATE: 0.0006}])
+
+
+def test_a_recipe_that_cannot_be_read_leaves_nothing_out(tmp_path: Path) -> None:
+    one = faulty(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("stages: {sft: {kind: of another version}}", encoding="utf-8")
+    assert taken_by_recipe(one, {RATE: 1e-4}) == ({RATE: 1e-4}, {})

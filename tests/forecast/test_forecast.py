@@ -8,8 +8,8 @@ import pytest
 from fledge.cli import main
 from fledge.errors import FledgeError
 from fledge.forecast.assumed import assumed_rows, parse_tokens
-from fledge.forecast.text import flops_text, number, time_text, two_digits
-from fledge.plan.time import Range
+from fledge.forecast.text import flops_text, number
+from fledge.plan.time import Range, time_text, two_digits
 from fledge.recipe import load_recipe
 from tests.support import tiny_run
 
@@ -138,6 +138,7 @@ def test_wrong_options_are_told(recipe: Path, capsys: pytest.CaptureFixture[str]
 def test_tokens_are_for_all_stages_or_for_one() -> None:
     assert parse_tokens(["1M"], ["a", "b"]) == {"a": 1_000_000, "b": 1_000_000}
     assert parse_tokens(["b=2k", "1M"], ["a", "b"]) == {"a": 1_000_000, "b": 2_000}
+    assert parse_tokens(["sft-zh=20M", "预训练 = 1M"], ["sft-zh", "预训练"]) == {"sft-zh": 20_000_000, "预训练": 1_000_000}
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft", "preference"])

@@ -1,6 +1,7 @@
 """The cost model of a decoder agrees with the built decoder and with the products that it computes."""
 
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fledge.model.adapters import attach_adapter
 from fledge.model.cost import ModelCost, checkpointed_layers, parameters, training_flops_per_token
 from fledge.model.decoder import Decoder
 from fledge.model.linear_cross_entropy import cross_entropy
+from fledge.model.protocol import Adapter
 from fledge.optim.build import build_optimizers, optimizer_tensors
 from fledge.recipe import ModelConfig, recipe_from_dict
-from fledge.recipe.schema import OptimizerConfig
+from fledge.recipe.schema import AdapterConfig, OptimizerConfig
 from tests.support.decoders import make_config, make_decoder, random_tokens
 
 
@@ -237,3 +240,28 @@ def test_kept_bytes_of_compiled_code_equal_the_bytes_that_autograd_keeps(kind: s
         block.compile(dynamic=False)
     expected = ModelCost(model.config, 300).kept_bytes(tokens.numel(), dtype.itemsize, True)
     assert expected == pytest.approx(_saved_bytes(model, tokens), rel=0.2 if "mixture" in kind else 0.08)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 3},
+        {"r": 3, "target_modules": ["q_proj", "v_proj"]},
+        {"r": 3, "target_modules": ["down_proj", "k_proj", "o_proj"], "use_dora": True},
+        {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5},
+    ],
+)
+def test_what_an_adapter_trains_equals_the_built_model(settings: dict[str, Any]) -> None:
+    model, config = make_decoder(attention_bias="qkv"), AdapterConfig.model_validate(settings)
+    attach_adapter(model, Adapter(config, None, None), seed=1)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    assert model.cost.trained_by(config) == trained
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": "q.*"}, {"target_modules": ["layers.0.q_proj"]}, {"rank_pattern": {"q_proj": 2}},
+     {"modules_to_save": ["embed_tokens"]}],
+)  # fmt: skip
+def test_what_sizes_do_not_tell_of_an_adapter_is_not_told(settings: dict[str, Any]) -> None:
+    assert make_decoder().cost.trained_by(AdapterConfig.model_validate(settings)) is None

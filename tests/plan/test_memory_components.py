@@ -153,7 +153,7 @@ def test_a_probe_decides_what_fits() -> None:
     available = estimate(inputs, runtime, 8) + 10 * MIB
     fits = what_would_fit(Plan(inputs, runtime, 8, 8), available)
     probe = MemoryProbe(inputs, runtime, 8, 30 * MIB)
-    probed = what_would_fit(Plan(inputs, runtime, 8, 8, probe), available)
+    probed = what_would_fit(Plan(inputs, runtime, 8, 8, probe=probe), available)
     assert fits.fits and fits.largest == 8
     assert not probed.fits and probed.needs == pytest.approx(available + 20 * MIB)
     assert probed.largest is not None and probed.largest < 8

@@ -16,21 +16,23 @@ from fledge.tune.noise import NormsOfStep, noise_scale, recorded_norms
 from tests.support import small_runs
 
 
-def drawn_norms(scale: float, tokens: int, steps: int, seed: int, size: int = 200) -> list[NormsOfStep]:
-    """Steps whose gradients are drawn: |G|² = 1, and the noise of one token has tr(Σ) = `scale`."""
+def drawn_norms(scale: float, tokens: int, steps: int, seed: int, size: int = 200, share: float = 0.5) -> list[NormsOfStep]:
+    """Steps whose gradients are drawn: |G|² = 1, and the noise of one token has tr(Σ) = `scale`. `share`: of the first part."""
     draw = np.random.default_rng(seed)
     true = np.full(size, size**-0.5)
-    half = np.sqrt(scale / size / (tokens / 2))
+    deviations = [np.sqrt(scale / size / (tokens * part)) for part in (share, 1 - share)]
     found = []
     for step in range(1, steps + 1):
-        first, second = (true + half * draw.normal(size=size) for _ in range(2))
-        found.append(NormsOfStep(step=step, tokens=tokens, whole=sum(((first + second) / 2) ** 2), half=sum(first**2)))
+        first, second = (true + deviation * draw.normal(size=size) for deviation in deviations)
+        whole = share * first + (1 - share) * second
+        found.append(NormsOfStep(step=step, tokens=tokens, whole=sum(whole**2), half=sum(first**2), share=share))
     return found
 
 
+@pytest.mark.parametrize("share", [1 / 2, 1 / 3, 7 / 15])
 @pytest.mark.parametrize("tokens", [100, 1000, 10_000])
-def test_the_noise_scale_is_found_whatever_the_batch_that_measures_it(tokens: int) -> None:
-    found = noise_scale(drawn_norms(1000.0, tokens, steps=400, seed=1))
+def test_the_noise_scale_is_found_whatever_the_batch_that_measures_it(tokens: int, share: float) -> None:
+    found = noise_scale(drawn_norms(1000.0, tokens, steps=400, seed=1, share=share))
     assert found is not None and found.tokens == pytest.approx(1000, rel=0.2)
 
 
@@ -75,7 +77,7 @@ def test_a_run_records_the_noise_of_its_own_gradients(tmp_path: Path) -> None:
     small_runs.write_rows(tmp_path)
     stage = {
         "kind": "sft", "data": {"train": str(tmp_path / "mixed.jsonl"), "validation": 0}, "duration": "300 steps",
-        "batch": {"micro_batch_size": 2, "gradient_accumulation_steps": 2}, "optimizer": {"learning_rate": 1e-12},
+        "batch": {"micro_batch_size": 1, "gradient_accumulation_steps": 3}, "optimizer": {"learning_rate": 1e-12},
         "schedule": {"name": "constant", "warmup": 0},
     }  # fmt: skip
     more = {"tokenizer": {"vocab_size": 400}, "model": small_runs.MODEL, "logging": {"every_steps": 1}}

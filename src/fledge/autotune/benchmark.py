@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledge.autotune.compile import compile_with_cache_retry, use_compile_cache
+from fledge.autotune.precision import DTYPES
 from fledge.data import Batch
 from fledge.errors import FledgeError, first_line
 from fledge.model.cost import training_flops_per_token
@@ -183,15 +184,21 @@ def matmul_peak(device: str, dtype: torch.dtype, sizes: Sequence[tuple[int, int,
     return best
 
 
-def fastest_product(device: str) -> float:
-    """FLOP/s of the fastest of a few matrix products in float32 or bfloat16 on a device, measured in about a second. Raises
-    FledgeError where they cannot be computed: a GPU may be full, or none that this torch can use."""
+def fastest_product(device: str, precision: str | None = None) -> float:
+    """FLOP/s of the fastest of a few matrix products on a device in a precision (None: float32 or bfloat16, whichever is
+    faster), measured in about a second. Raises FledgeError where they cannot be computed: a GPU may be full, or none that this
+    torch can use."""
     sizes = [(2048, 256, 704), (1024, 1024, 1024)] if device == "cpu" else [(8192, 1024, 4096), (8192, 8192, 8192)]
+    dtypes = (torch.float32, torch.bfloat16) if precision is None else (DTYPES[precision],)
+    before = torch.get_float32_matmul_precision()
     try:
-        return max(matmul_peak(device, dtype, sizes, seconds=0.4) for dtype in (torch.float32, torch.bfloat16))
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        return max(matmul_peak(device, dtype, sizes, seconds=0.4) for dtype in dtypes)
     except (RuntimeError, AssertionError) as error:
         what = f"matrix products cannot be measured on this {device}: {first_line(error)}"
         raise FledgeError(what, hint="free the device, or hide it: CUDA_VISIBLE_DEVICES=") from None
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------

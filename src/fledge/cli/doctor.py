@@ -40,10 +40,14 @@ def run_doctor(options: argparse.Namespace) -> int | None:
     )
     if not options.json:
         _print_text(found, options)
-    proofs = _prove(found, options) if options.prove else []
-    plots = _write_plots(found, options)
-    if options.json:
-        _print_json(found, options, proofs, plots)
+    proofs: list[Proof] = []
+    plots: list[Path] = []
+    try:
+        proofs += _prove(found, options) if options.prove else []
+        plots += _write_plots(found, options)
+    finally:  # what was found is told, and what was proved, whatever became of the rest
+        if options.json:
+            _print_json(found, options, proofs, plots)
     return 2 if options.strict and any(not one.is_healthy for one in found) else None
 
 
@@ -130,14 +134,14 @@ def _write_plots(found: "list[Examination]", options: argparse.Namespace) -> lis
 
 
 def _print_json(found: "list[Examination]", options: argparse.Namespace, proofs: "list[Proof]", plots: list[Path]) -> None:
-    from fledge.doctor.as_json import as_json
+    from fledge.doctor.as_json import as_json, plain
     from fledge.doctor.schemes import schemes
 
     tree: dict[str, Any] = as_json(found)
     if options.schemes:
-        tree["schemes"] = {one.stage: [scheme.as_dict() for scheme in schemes(one)] for one in found}
+        tree["schemes"] = {one.stage: [plain(scheme.as_dict()) for scheme in schemes(one)] for one in found}
     if options.prove:
-        tree["proofs"] = [proof.as_dict() for proof in proofs]
+        tree["proofs"] = [plain(proof.as_dict()) for proof in proofs]
     if options.plots is not None:
         tree["plots"] = [str(file) for file in plots]
-    print(escaped_json(json.dumps(tree, ensure_ascii=False, indent=1)))
+    print(escaped_json(json.dumps(tree, ensure_ascii=False, indent=1, allow_nan=False)))

@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from fledge.diagnosis import Figure
+from fledge.diagnosis import Diagnosis, Figure
 from fledge.doctor.examination import Examination
 from fledge.doctor.levels import levels
+from fledge.doctor.taken import taken_by_recipe
 from fledge.doctor.usual_guesses import usual_guesses
 
 
@@ -15,9 +16,9 @@ def as_json(examinations: list[Examination]) -> dict[str, Any]:
     return {
         "healthy": all(one.is_healthy for one in examinations),
         "logs": [_log(one) for one in examinations],
-        "findings": [{"stage": one.stage, **_plain(found.as_dict())} for one in examinations for found in one.diagnoses.found],
+        "findings": [_finding(one, found) for one in examinations for found in one.diagnoses.found],
         "unexplained": [
-            {"stage": one.stage, **_plain(found.as_dict())} for one in examinations for found in one.diagnoses.unexplained
+            {"stage": one.stage, **plain(found.as_dict())} for one in examinations for found in one.diagnoses.unexplained
         ],
         "missing": {one.stage: {name: list(causes) for name, causes in one.diagnoses.missing.items()} for one in examinations},
         "figures": {one.stage: {name: _figure(of) for name, of in one.case.figures.items()} for one in examinations},
@@ -25,6 +26,15 @@ def as_json(examinations: list[Examination]) -> dict[str, Any]:
         "guesses": [{"stage": one.stage, **guess.as_dict()} for one in examinations for guess in usual_guesses(one)],
         "seconds": {one.stage: {name: round(value, 3) for name, value in one.seconds.items()} for one in examinations},
     }
+
+
+def _finding(examination: Examination, found: Diagnosis) -> dict[str, Any]:
+    """A finding, with as much of its patch as the recipe of the run takes."""
+    tree, patch = found.as_dict(), found.sign.finding.patch
+    if patch:
+        taken, left_out = taken_by_recipe(examination, patch)
+        tree |= {"patch": taken or None} | ({"left_out": left_out} if left_out else {})
+    return {"stage": examination.stage, **plain(tree)}
 
 
 def _log(examination: Examination) -> dict[str, Any]:
@@ -35,7 +45,7 @@ def _log(examination: Examination) -> dict[str, Any]:
         "path": log.path,
         "records": log.records,
         "series": {name: len(series) for name, series in log.series.items()},
-        "settings": _plain(log.settings.known()),
+        "settings": plain(log.settings.known()),
         "other_settings": {str(name): str(value) for name, value in log.settings.other.items()},
         "origin": dict(log.settings.origin),
         "unread": dict(log.unread),
@@ -47,19 +57,19 @@ def _log(examination: Examination) -> dict[str, Any]:
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
-    return {"value": _plain(figure.value), "depth": figure.depth, "steps": figure.steps, "note": figure.note}
+    return {"value": plain(figure.value), "depth": figure.depth, "steps": figure.steps, "note": figure.note}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it: numbers of numpy as numbers, none that JSON cannot write (null)."""
     if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if value is None or isinstance(value, bool | str | int):
         return value
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)

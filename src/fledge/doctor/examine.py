@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fledge.diagnosis.case import Figure
 from fledge.diagnosis.diagnose import diagnose
 from fledge.diagnosis.measures import CHECKPOINT, MEASURES
 from fledge.doctor.examination import Examination
-from fledge.doctor.known_trainers import KnownTrainer, known_trainer
+from fledge.doctor.known_trainers import known_trainer
 from fledge.doctor.options import DATA_SAMPLE, PROBE_SECONDS, QUICK_SAMPLE, QUICK_SECONDS, DoctorOptions, ExaminationDepth
 from fledge.doctor.target import Target, find_target, started_from
 from fledge.errors import FledgeError, first_line
@@ -35,15 +36,17 @@ def examine(path: Path, options: DoctorOptions | None = None, log: Callable[[str
     """
     options, log = options or DoctorOptions(), log or (lambda text: None)
     target = find_target(path, options.stage)
+    _check_options(options, target)
     began = time.perf_counter()
-    logs = read_logs(path, columns=dict(options.columns) or None, stage=target.stage)
+    logs = read_logs(path, columns=dict(options.columns) or None, stage=target.stage, settings=_beside(options, target))
     _check_found(logs, target)
+    _check_start(logs, options)
     reading = (time.perf_counter() - began) / len(logs)
     trainer = None if target.is_run else known_trainer(path, options.config)
     recipe = _recipe(target) if target.is_run else None
     found: list[Examination] = []
     for one in logs:
-        completed = replace(one, settings=_settings(one, options, trainer))
+        completed = one if trainer is None else replace(one, settings=trainer.completes(one.settings))
         examination = Examination(target=target, case=Case(log=completed), diagnoses=NOTHING, trainer=trainer)
         examination.seconds["reading"] = reading
         _measure(examination, options, recipe, log)
@@ -67,12 +70,31 @@ def _with_trainer(found: Diagnoses, examination: Examination) -> Diagnoses:
     return replace(found, found=(*certain, own, *(one for one in found.found if one not in certain)))
 
 
+def _check_options(options: DoctorOptions, target: Target) -> None:
+    """FledgeError for files that are not there, and for those that a run of fledge has itself."""
+    named = [("--data", file) for file in options.data]
+    named += [(name, file) for name, file in (("--tokenizer", options.tokenizer), ("--start", options.start)) if file]
+    for name, file in named:
+        if target.is_run:
+            raise FledgeError("a run of fledge has its own data, tokenizer and start model, which are read",
+                              where=name, hint="leave it out; it belongs to logs of other trainers")  # fmt: skip
+        if not file.exists():
+            raise FledgeError(f"there is no such file or folder: {file}", where=name)
+
+
 def _check_found(logs: list[TrainingLog], target: Target) -> None:
     if logs:
         return
     if target.stage is not None:
         raise FledgeError(f"there is no log of a stage '{target.stage}'", where=str(target.path), hint="leave --stage out")
     raise FledgeError("no stage of this run has written an event yet", where=str(target.path), hint="wait for its first steps")
+
+
+def _check_start(logs: list[TrainingLog], options: DoctorOptions) -> None:
+    """FledgeError if there is no model to compare with the one that a run of another trainer started from."""
+    if options.start is not None and not any(_model_directory(Path(one.path)) for one in logs):
+        hint = "leave it out, or put config.json and the weights (safetensors) beside the log"
+        raise FledgeError("no model lies beside this log, to be compared with that one", where="--start", hint=hint)
 
 
 def _recipe(target: Target) -> "Recipe | None":
@@ -86,14 +108,24 @@ def _recipe(target: Target) -> "Recipe | None":
         return None
 
 
-def _settings(log: TrainingLog, options: DoctorOptions, trainer: KnownTrainer | None) -> TrainingSettings:
-    """The settings of a log, with those of the file that was named and what was given by hand put over them."""
-    settings = log.settings
-    if options.config is not None:
-        settings = settings.updated(read_settings(options.config, stage=log.stage or None))
-    if options.given:
-        settings = settings.updated(given_settings(options.given))
-    return trainer.completes(settings) if trainer is not None else settings
+def _beside(options: DoctorOptions, target: Target) -> Callable[[str], TrainingSettings]:
+    """Name of a stage → the settings of the file that was named, with what was given by hand put over them. For a log without
+    stages, --stage names a section of the file."""
+    by_hand = given_settings(options.given)
+
+    @cache
+    def of_stage(stage: str) -> TrainingSettings:
+        if options.config is None:
+            return by_hand
+        try:
+            found = read_settings(options.config, stage=stage or (None if target.is_run else options.stage))
+        except FledgeError:
+            if target.is_run or not stage:
+                raise
+            found = read_settings(options.config)  # runs of other trainers are seldom named like sections of a file
+        return found.updated(by_hand)
+
+    return of_stage
 
 
 def given_settings(given: Any) -> TrainingSettings:
@@ -136,7 +168,7 @@ def _measure(examination: Examination, options: DoctorOptions, recipe: "Recipe |
             figures, left_out = measure(examination, options, recipe)
         except FledgeError as error:
             figures, left_out = {}, {depth: error.what}
-        except (OSError, ValueError, RuntimeError, KeyError) as error:  # one depth less, and not the end of the examination
+        except Exception as error:  # whatever it is: one depth less, and not the end of the examination
             figures, left_out = {}, {depth: f"this failed: {type(error).__name__}: {first_line(error)}"}
         examination.case.figures.update(figures)
         examination.left_out.update(left_out)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SIZE = (5.6, 3.2)  # inches
 LEAST_SMOOTHED = 20  # points, from which a curve is shown faint with its moving average
 MOST_SERIES = 3
+MOST_CHARACTERS = 40  # of a stage in the name of a file, which has 255 bytes at most
 STYLE = {
     "font.size": 8, "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.grid": True, "axes.grid.axis": "y", "grid.linewidth": 0.4, "grid.color": "#dddddd", "legend.frameon": False,
@@ -29,26 +30,39 @@ ROLES = ("main", "eval", "good")
 
 def write_plots(examinations: list[Examination], folder: Path) -> list[Path]:
     """Write a PNG for each finding that the log shows, as `<stage>-<number>-<cause>.png`; returns the paths. Where nothing is
-    wrong, the losses of each stage. Raises FledgeError if matplotlib is missing, or the folder cannot be written."""
+    wrong, the losses of each stage. The name of a stage, such as the folder of a run of TensorBoard, loses what file names do
+    not have, and gets a number where two would be equal. Raises FledgeError if matplotlib is missing, or the folder cannot be
+    written."""
+    names = _file_names([one.stage or "log" for one in examinations])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return [file for one in examinations for file in _of_stage(one, folder)]
+        return [file for name, one in zip(names, examinations, strict=True) for file in _of_stage(one, folder, name)]
     except OSError as error:
         raise FledgeError(f"cannot write: {error.strerror}", where=str(folder)) from None
 
 
-def _of_stage(examination: Examination, folder: Path) -> list[Path]:
+def _file_names(stages: list[str]) -> list[str]:
+    """A name for the files of each stage, each one another."""
+    names: list[str] = []
+    for stage in stages:
+        plain_name = re.sub(r"[^\w-]+", "-", stage).strip("-")[:MOST_CHARACTERS] or "log"
+        others = (f"{plain_name}-{number}" for number in range(2, len(stages) + 2))
+        names.append(next(name for name in (plain_name, *others) if name.lower() not in {one.lower() for one in names}))
+    return names
+
+
+def _of_stage(examination: Examination, folder: Path, file_name: str) -> list[Path]:
     files, stage = [], examination.stage or "log"
     for place, found in enumerate(examination.diagnoses.found, 1):
         shown = evidence_series(found, examination.case, MOST_SERIES)
         if shown:
             name = re.sub(r"[^a-z0-9]+", "-", found.cause.lower()).strip("-")
-            files.append(_draw(folder / f"{stage}-{place}-{name}.png", f"{stage}: {found.cause}", shown, found))
+            files.append(_draw(folder / f"{file_name}-{place}-{name}.png", f"{stage}: {found.cause}", shown, found))
     if files:
         return files
     losses = [(name, examination.case.log.series.get(name)) for name in ("train/loss", "eval/loss")]
     shown = [(name, series) for name, series in losses if series is not None and len(series.finite) >= 2]
-    return [_draw(folder / f"{stage}-loss.png", f"{stage}: losses", shown, None)] if shown else []
+    return [_draw(folder / f"{file_name}-loss.png", f"{stage}: losses", shown, None)] if shown else []
 
 
 def _draw(file: Path, title: str, shown: list[tuple[str, Series]], found: Diagnosis | None) -> Path:

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fledge.doctor.prove_budget import RUN_SECONDS, length_of, needs_whole, newest_step, whole_seconds
+from fledge.doctor.prove_budget import RUN_SECONDS, least_share, length_of, needs_whole, newest_step, whole_seconds
 from fledge.doctor.prove_effect import RANKED, Effect, Outcome, compare
-from fledge.doctor.prove_recipes import FEWEST_STEPS, Length, Patch, ProofRecipes, Start
+from fledge.doctor.prove_recipes import Length, Patch, ProofRecipes, Start
 from fledge.doctor.prove_runs import Observation, ProofRuns, Variant, hash_of
 from fledge.doctor.prove_yardsticks import Yardstick, yardsticks_for
 from fledge.errors import FledgeError
@@ -128,6 +128,7 @@ def prove_steps(
             proofs = _Prover(runs, settings).prove(patches)
         except FledgeError:
             runs.clean()
+            runs.leave_nothing()
             raise
         runs.clean()
     return proofs
@@ -197,8 +198,7 @@ class _Prover:
         if expected <= SLOWER * limit or self.whole:
             return length
         share = length.share * max(0.0, limit - RUN_SECONDS) / expected
-        steps = variants[0].prepared.plan.steps
-        shorter = Length(max(share, FEWEST_STEPS / steps))
+        shorter = Length(max(share, least_share([one.prepared for one in variants])))
         self.log(f"the first run took {first.seconds:.0f} s, more than planned: runs are shortened to {shorter.share:.2g}")
         return shorter if shorter.share < length.share else length
 

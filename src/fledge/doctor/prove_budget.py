@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fledge.autotune.benchmark import fastest_product
-from fledge.autotune.compute_config import chosen_device
+from fledge.autotune.compute_config import chosen_device, known_precision
 from fledge.doctor.prove_recipes import FEWEST_STEPS, Length, ProofRecipes
 from fledge.errors import FledgeError
 from fledge.plan.estimate import training_seconds
@@ -40,9 +40,15 @@ def whole_seconds(recipes: ProofRecipes, recipe: Recipe, prepared: PreparedStage
         return measured * prepared.plan.tokens, "the speed of the run itself"
     preparation = Preparation(recipe, silent)
     cost = preparation.model_cost(recipes.stage, preparation.tokenizer())
-    flops = fastest_product(chosen_device(recipe.runtime))
+    flops = fastest_product(chosen_device(recipe.runtime), known_precision(recipe.runtime))
     seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
     return seconds, "the fastest matrix product of this machine"
+
+
+def least_share(variants: Sequence[PreparedStage]) -> float:
+    """The smallest share of the stage that runs of all variants can train: one share for both runs of a pair, with enough
+    updates for the variant that has the fewest."""
+    return min(1.0, max(FEWEST_STEPS / one.plan.steps for one in variants))
 
 
 def length_of(variants: Sequence[tuple[PreparedStage, float]], seeds: int, minutes: float, *, whole: bool) -> Length:
@@ -53,7 +59,7 @@ def length_of(variants: Sequence[tuple[PreparedStage, float]], seeds: int, minut
         raise FledgeError("must be a number above zero", where="--minutes")
     runs, training = seeds * len(variants), seeds * sum(seconds for _, seconds in variants)
     share = (MARGIN * 60 * minutes - runs * RUN_SECONDS) / max(training, 1e-9)
-    least = 1.0 if whole else min(1.0, max(FEWEST_STEPS / prepared.plan.steps for prepared, _ in variants))
+    least = 1.0 if whole else least_share([prepared for prepared, _ in variants])
     if share < least:
         needed = (least * training + runs * RUN_SECONDS) / MARGIN / 60
         what = "whole stages" if whole else f"{FEWEST_STEPS} updates each"

@@ -26,10 +26,14 @@ LINKED = ("rows", "keep", "tokens", "tokenizer", "evaluation.safetensors", REPOR
 FEWEST = 8  # held-out documents that a comparison takes
 
 
+def folder_of(run: RunDirectory, recipe: Recipe, stage: str) -> Path:
+    """The folder of the build that a stage of a run was trained on; it may be gone."""
+    return run.stage(stage).data if recipe.built_dataset is None else Path(recipe.built_dataset) / stage
+
+
 def built_folder(run: RunDirectory, recipe: Recipe, stage: str) -> Path:
     """The build that a stage of a run was trained on. Raises FledgeError if it is not there any more."""
-    own = run.stage(stage).data
-    folder = own if recipe.built_dataset is None else Path(recipe.built_dataset) / stage
+    folder = folder_of(run, recipe, stage)
     if not is_complete(folder):
         raise FledgeError("the data that this stage was trained on is not there any more", where=str(folder),
                           hint="train the stage again, or put the folder back")  # fmt: skip

@@ -15,7 +15,15 @@ import xxhash
 
 from fledge.data import is_complete
 from fledge.doctor.prove_budget import is_shorter
-from fledge.doctor.prove_data import build_patched, built_folder, changes_data, held_out_examples, load, reseeded
+from fledge.doctor.prove_data import (
+    build_patched,
+    built_folder,
+    changes_data,
+    folder_of,
+    held_out_examples,
+    load,
+    reseeded,
+)
 from fledge.doctor.prove_recipes import Length, Patch, ProofRecipes, Start
 from fledge.doctor.prove_yardsticks import DOCUMENTS, HeldOut, Subject, Yardstick
 from fledge.errors import FledgeError
@@ -26,6 +34,7 @@ from fledge.run import Console, RunDirectory, StageDirectory, write_json
 from fledge.run.console import silent
 from fledge.run.directory import resolve_model_path
 from fledge.run.file_hash import hash_files
+from fledge.run.lock import lock_file
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer
 
@@ -137,18 +146,22 @@ class ProofRuns:
                 data=judging,
                 examples=examples,
                 start=self.recipes.start_model(self.start),
-                earlier=self._earlier(),
+                find_earlier=self._earlier,
             )
         return self._held_out[key]
 
     def _earlier(self) -> HeldOut | None:
-        """The held-out documents of the stage before; None without one, or where its data is gone."""
+        """The held-out documents of the stage before; None without one, or where its data is gone. Raises FledgeError, with the
+        stage, if they are too few."""
         recipe, tokenizer = self.recipes.given, self.tokenizer()[1]
         for name in reversed(recipe.stages_before(self.recipes.stage)):
-            stage, folder = recipe.stages[name], self.recipes.run.stage(name).data
+            stage, folder = recipe.stages[name], folder_of(self.recipes.run, recipe, name)
             if not is_complete(folder) or (data := load(folder, stage, tokenizer)).validation is None:
                 continue
-            examples = held_out_examples(data.validation, [data.train], DOCUMENTS)
+            try:
+                examples = held_out_examples(data.validation, [data.train], DOCUMENTS)
+            except FledgeError as error:
+                raise FledgeError(error.what, where=f"stages.{name}.{error.where}", hint=error.hint) from None
             return HeldOut(recipe=recipe, stage=stage, tokenizer=tokenizer, data=data.validation, examples=examples, start=None)
         return None
 
@@ -166,6 +179,8 @@ class ProofRuns:
         file = self.folder / "runs" / f"{key}.json"
         if file.exists():
             return Observation(**read_json(file, dict[str, Any]))
+        for one in yardsticks:
+            one.read(held_out)  # what is not there is told before a run is trained
         begun = time.monotonic()
         dataset = self._dataset(variant.built, variant.recipe, seed)
         recipe = recipe.model_copy(update={"name": key, "output": str(self.work), "built_dataset": str(dataset)})
@@ -197,7 +212,7 @@ class ProofRuns:
         for one in yardsticks:
             worst = one.worst(held_out)
             if failed:
-                values[one.scale.name] = dict.fromkeys([*held_out.examples, "run"], worst)
+                values[one.scale.name] = one.of_failed(held_out)
                 continue
             found = one.measure(subject)
             finite = {key: value if math.isfinite(value) else worst for key, value in found.items()}
@@ -211,6 +226,12 @@ class ProofRuns:
     def clean(self) -> None:
         """Remove the folder of runs."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+    def leave_nothing(self) -> None:
+        """Remove the folder of proofs where it holds no more than the lock of one that was refused. The lock is held."""
+        lock = lock_file(self.work)
+        if {one.name for one in self.folder.iterdir()} <= {lock.name}:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def hash_of(value: Any) -> str:

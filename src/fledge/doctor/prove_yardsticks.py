@@ -6,7 +6,7 @@ chat template and not by the stored loss weights, and pairs are compared with th
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,14 +32,15 @@ QUESTIONS = 48  # of which a model answers
 NEW_TOKENS = 64  # of an answer, at most
 BETA = 0.1  # of the preference loss that judges, whatever the stage's own
 LEAST = -1e4  # log-probability that stands for one that is no number
+SLOWEST = 1e6  # microseconds a token that stand for a run without a model: means and spreads need a number
 Values = dict[str, float]
 
 
 @dataclass(kw_only=True)
 class HeldOut:
     """The documents that both runs of a pair are read on. `examples`: numbers of the documents in `data`, by their names.
-    `start`: the model directory that the stage starts from; None: new weights. `earlier`: documents of the stage before; None
-    without one."""
+    `start`: the model directory that the stage starts from; None: new weights. `find_earlier`: finds the documents of the stage
+    before, or None without one; called once, when a figure asks for them."""
 
     recipe: Recipe
     stage: Stage
@@ -47,13 +48,22 @@ class HeldOut:
     data: PackedDataset
     examples: dict[str, int]
     start: Path | None
-    earlier: "HeldOut | None" = None
+    find_earlier: "Callable[[], HeldOut | None]" = lambda: None
     _logps: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
     @property
     def ignorance(self) -> float:
         """The loss of a model that knows nothing, ln V in nats a token: a worse one is of no less use."""
         return math.log(self.tokenizer.vocab_size)
+
+    @cached_property
+    def earlier(self) -> "HeldOut":
+        """The documents of the stage before. Raises FledgeError if there is none, or if they are too few."""
+        found = self.find_earlier()
+        if found is None:
+            raise FledgeError("there is no earlier stage with validation data, whose documents could be forgotten",
+                              where="stages", hint="judge by another figure")  # fmt: skip
+        return found
 
     def sequences(self) -> dict[str, list[tuple[list[int], list[bool]]]]:
         """The tokens of the sequences of each document, cut to the context, and which of them belong to an answer."""
@@ -122,11 +132,7 @@ def _token_losses(subject: Subject) -> Values:
 
 def _earlier_losses(subject: Subject) -> Values:
     """The losses of documents of the stage before, which this one may make the model forget."""
-    earlier = subject.held_out.earlier
-    if earlier is None:
-        raise FledgeError("there is no earlier stage with validation data, whose documents could be forgotten", where="stages",
-                          hint="judge by another figure")  # fmt: skip
-    return _token_losses(Subject(directory=subject.directory, held_out=earlier))
+    return _token_losses(Subject(directory=subject.directory, held_out=subject.held_out.earlier))
 
 
 # -- pairs ---------------------------------------------------------------------------------------------------------------
@@ -237,23 +243,33 @@ def _own_metric(metric: str) -> Callable[[Subject], Values]:
 
 
 def _seconds_per_token(subject: Subject) -> Values:
-    """Microseconds of training for each token, from the events of the run, without the first tenth of its updates."""
+    """Microseconds of training for each token, from the events of the run, without the first tenth of its updates. Raises
+    FledgeError if it wrote none."""
     rates = [
         float(event["system/tokens_per_second"])
         for event in read_events(subject.directory.events)
         if event["kind"] == "system" and event.get("system/tokens_per_second")
     ]
     rates = rates[len(rates) // 10 :]
-    return {"run": 1e6 * sum(1 / rate for rate in rates) / len(rates)} if rates else {}
+    if not rates:
+        raise FledgeError("the run wrote no event with its speed", where=str(subject.directory.events),
+                          hint="judge by another figure")  # fmt: skip
+    return {"run": 1e6 * sum(1 / rate for rate in rates) / len(rates)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """A figure that runs are judged by. `worst`: its value for a run that ended without a model."""
+    """A figure that runs are judged by. `worst`: its value for a run that ended without a model, a finite number. `read`: the
+    documents that it reads; raises FledgeError where these are not there."""
 
     scale: Scale
     measure: Callable[[Subject], Values]
     worst: Callable[[HeldOut], float]
+    read: Callable[[HeldOut], HeldOut] = lambda held_out: held_out
+
+    def of_failed(self, held_out: HeldOut) -> Values:
+        """The figures of a run that ended without a model: the worst for each document, and for the run."""
+        return dict.fromkeys([*self.read(held_out).examples, "run"], self.worst(held_out))
 
 
 def _yardstick(
@@ -268,6 +284,10 @@ def _ignorance(held_out: HeldOut) -> float:
     return held_out.ignorance
 
 
+def _earlier(held_out: HeldOut) -> HeldOut:
+    return held_out.earlier
+
+
 RATE = {"is_rate": True, "relative": False, "useful": 0.05}
 YARDSTICKS = {
     one.scale.name: one
@@ -275,7 +295,8 @@ YARDSTICKS = {
         _yardstick("loss", "loss of held-out documents", _token_losses, _ignorance, unit="nats/token"),
         _yardstick("answer_loss", "loss of held-out answers", _token_losses, _ignorance, unit="nats/token"),
         _yardstick("chosen_loss", "loss of wanted answers", _token_losses, _ignorance, unit="nats/token"),
-        _yardstick("earlier_loss", "loss of documents of the stage before", _earlier_losses, _ignorance, unit="nats/token"),
+        replace(_yardstick("earlier_loss", "loss of documents of the stage before", _earlier_losses, _ignorance,
+                           unit="nats/token"), read=_earlier),
         _yardstick("preference_loss", "loss of held-out preferences and of the wanted answers", _preference_loss,
                    lambda held_out: math.log(2) + held_out.ignorance, unit="nats"),
         _yardstick("pair_accuracy", "share of held-out preferences that were learned", _pair_accuracy, 0.0,
@@ -286,7 +307,7 @@ YARDSTICKS = {
         _yardstick("repetition", "repeated 4-grams in greedy answers", _of_answers("repetition"), 1.0, relative=False,
                    useful=0.02),
         _yardstick("reward", "reward of answers", _own_metric("reward"), 0.0, higher_is_better=True, useful=0.02),
-        _yardstick("microseconds_per_token", "time of training for each token", _seconds_per_token, math.inf, unit="µs",
+        _yardstick("microseconds_per_token", "time of training for each token", _seconds_per_token, SLOWEST, unit="µs",
                    useful=0.05),
     )
 }  # fmt: skip

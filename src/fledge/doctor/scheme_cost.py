@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fledge.diagnosis import Case
+from fledge.diagnosis.causes.batch import is_counted_in_tokens, micro_batches
 from fledge.diagnosis.facts import facts_of
 from fledge.doctor.synonyms import stage_key
 from fledge.recipe.units import Duration
@@ -46,14 +47,16 @@ def cost_of(case: Case, patch: Mapping[str, Any]) -> Cost:
 
 def batch_factor(case: Case, values: Mapping[str, Any]) -> float:
     """Rows of an update with the change ÷ before; 1 where one of them is not known."""
-    settings = case.settings
-    micro, accumulation = settings.micro_batch_rows, settings.accumulation_steps or 1.0
-    if PER_STEP in values and settings.batch_tokens:
-        return float(values[PER_STEP]) / settings.batch_tokens
-    new_micro, new_accumulation = values.get(MICRO, micro), values.get(ACCUMULATION, accumulation)
+    settings, per_step = case.settings, values.get(PER_STEP)
+    if isinstance(per_step, int | float) and settings.batch_tokens:
+        return float(per_step) / settings.batch_tokens
+    if is_counted_in_tokens(case) and PER_STEP not in values:  # whatever the micro-batches
+        return 1.0
+    micro, written = settings.micro_batch_rows, settings.accumulation_steps or 1.0
+    new_micro, new_accumulation = values.get(MICRO), values.get(ACCUMULATION, written)
     if not micro or not isinstance(new_micro, int | float):
-        return float(new_accumulation) / accumulation if ACCUMULATION in values else 1.0
-    return float(new_micro) * float(new_accumulation) / (micro * accumulation)
+        return float(new_accumulation) / written if ACCUMULATION in values else 1.0
+    return float(new_micro) * float(new_accumulation) / (micro * micro_batches(case))
 
 
 def _longer(case: Case, values: Mapping[str, Any], larger: float) -> float:

@@ -3,7 +3,6 @@
 All numbers come from the findings, which computed them from this run's own figures; nothing is promised about the loss.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
@@ -11,12 +10,13 @@ from typing import Any
 
 from fledge.diagnosis import Case, Diagnosis
 from fledge.diagnosis.causes import CAUSES
+from fledge.diagnosis.causes.batch import is_counted_in_tokens, micro_batches
 from fledge.diagnosis.facts import facts_of
 from fledge.doctor.examination import Examination
 from fledge.doctor.scheme_cost import ACCUMULATION, MICRO, PER_STEP, Cost, batch_factor, cost_of
 from fledge.doctor.sparkline import number
 from fledge.doctor.synonyms import stage_key
-from fledge.errors import FledgeError
+from fledge.doctor.taken import taken_by_recipe
 from fledge.recipe.units import Duration
 
 LOOK_SHARE, LEAST_LOOK = 0.1, 50  # of the stage, and updates at least, after which a change is looked at
@@ -28,7 +28,6 @@ CLEANING = "data.clean."
 BY_VALIDATION = (*OF_LENGTH, CLEANING)  # beginnings of keys whose change the training loss does not show
 ROUNDING = 1.1  # a rate that was rounded is at most so much outside of its band
 SURE = ("certain", "likely")
-PLACE = re.compile(r"^\d+\. \S+:\d+: ")  # before a problem of a recipe: its number and line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,36 +96,18 @@ def schemes(examination: Examination) -> list[Scheme]:
     return [_scheme(case, letter, steps, left_out) for letter, steps in made.items() if any(step.patch for step in steps)]
 
 
-def taken_by_recipe(examination: Examination, patch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Those changes that the recipe of the run takes, one by one; and the key of each other one → why not. For a log of another
-    trainer, all of them."""
-    run = examination.target.run
-    if run is None:
-        return dict(patch), {}
-    from fledge.recipe import load_recipe
-    from fledge.sweep.space import as_overrides
-
-    taken, left_out = dict[str, Any](), dict[str, str]()
-    for key, value in patch.items():
-        try:
-            load_recipe([str(run / "recipe.yaml")], as_overrides({**taken, key: value}))
-            taken[key] = value
-        except FledgeError as error:
-            left_out[key] = PLACE.sub("", error.what.splitlines()[-1].strip())
-    return taken, left_out
-
-
 def proof_steps(examination: Examination, *, stepwise: bool) -> tuple[Diagnosis, list[Mapping[str, Any]]] | None:
-    """What is to be proved of a stage: the root finding with a patch, and its patch, or with `stepwise` those of scheme C. None
-    where nothing has a patch."""
-    diagnosis = next((one for one in examination.diagnoses.found if one.sign.finding.patch), None)
+    """What is to be proved of a stage: the root finding with a patch that the recipe takes, and this patch, or with `stepwise`
+    those of scheme C. None where nothing has such a patch."""
+    taken = ((one, taken_by_recipe(examination, one.sign.finding.patch or {})[0]) for one in examination.diagnoses.found)
+    diagnosis, patch = next(((one, patch) for one, patch in taken if patch), (None, {}))
     if diagnosis is None:
         return None
     if stepwise:
         steps = next((scheme.steps for scheme in schemes(examination) if scheme.letter == "C"), ())
         if patches := [step.patch for step in steps if step.patch]:
             return diagnosis, patches
-    return diagnosis, [diagnosis.sign.finding.patch or {}]
+    return diagnosis, [patch]
 
 
 NAMES = {"A": "aggressive", "B": "conservative", "C": "stepwise"}
@@ -175,6 +156,7 @@ def current(case: Case, key: str) -> float | None:
     """The value that a key of the stage has in this run; None: not known, or no number."""
     settings = case.settings
     share = settings.warmup_steps / settings.steps if settings.warmup_steps is not None and settings.steps else None
+    accumulation = float(micro_batches(case)) if is_counted_in_tokens(case) else settings.accumulation_steps
     values = {
         RATE: case.value("plan/peak_lr") or settings.learning_rate,
         WARMUP: share,
@@ -182,7 +164,7 @@ def current(case: Case, key: str) -> float | None:
         "optimizer.weight_decay": settings.weight_decay,
         "optimizer.max_grad_norm": settings.max_grad_norm,
         MICRO: settings.micro_batch_rows,
-        ACCUMULATION: settings.accumulation_steps,
+        ACCUMULATION: accumulation,
         PER_STEP: settings.batch_tokens,
         "beta": settings.beta,
         "adapter.r": settings.adapter_rank,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fledge.diagnosis import Diagnosis
@@ -12,6 +13,7 @@ from fledge.doctor.levels import levels
 from fledge.doctor.lines import Line
 from fledge.doctor.sparkline import number, sparkline
 from fledge.doctor.synonyms import dialect_of, in_dialect
+from fledge.doctor.taken import taken_by_recipe
 from fledge.doctor.usual_guesses import usual_guesses
 from fledge.findings import Finding
 
@@ -154,12 +156,17 @@ def _decider(text: str) -> str:
 
 
 def patch_lines(examination: Examination, finding: Finding) -> Iterator[Line]:
-    """The change of the settings: for a run of fledge as options and as YAML, else in the names of its trainer."""
+    """The change of the settings: for a run of fledge as options and as YAML, as far as its recipe takes it, else in the names
+    of its trainer."""
     if not finding.patch:
         return
     if examination.target.is_run:
-        yield Line(finding.overrides(), 3, "→ ", verbatim=True)
-        yield Line(f"as YAML: {yaml_line(finding.patch)}", 3)
+        taken, left_out = taken_by_recipe(examination, finding.patch)
+        if taken:
+            yield Line(replace(finding, patch=taken).overrides(), 3, "→ ", verbatim=True)
+            yield Line(f"as YAML: {yaml_line(taken)}", 3)
+        for key, why in left_out.items():
+            yield Line(f"left out: {key}: {why}", 3)
         return
     trainer, ignored = dialect_of(examination.case), examination.trainer
     for line in in_dialect(finding.patch, examination.case):
@@ -193,8 +200,8 @@ def _flow(value: Any) -> str:
 
 
 def _proof(examination: Examination, diagnosis: Diagnosis) -> str:
-    target = examination.target
-    if target.run is None or not diagnosis.sign.finding.patch:
+    target, patch = examination.target, diagnosis.sign.finding.patch
+    if target.run is None or not patch or not taken_by_recipe(examination, patch)[0]:
         return diagnosis.sign.proof or "train again with the change and with nothing else changed, and compare"
     stage = f" --stage {examination.stage}" if examination.stage else ""
     return f"fledge doctor {target.run}{stage} --prove"

@@ -1,7 +1,5 @@
 """Data that is not at hand: packed rows of a given number of tokens, with which a recipe can be planned nevertheless."""
 
-import re
-
 import numpy as np
 
 from fledge.data import FORMATS, PackedDataset
@@ -12,7 +10,6 @@ from fledge.recipe.units import Duration
 
 OPTION = "--tokens"
 MAX_ROWS = 200_000_000  # the arrays of a plan would not fit into memory
-_PAIR = re.compile(r"(\w+)=(.+)")
 
 
 def parse_tokens(texts: list[str], stages: list[str]) -> dict[str, int]:
@@ -22,14 +19,14 @@ def parse_tokens(texts: list[str], stages: list[str]) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for text in texts:
-        match = _PAIR.fullmatch(text.strip())
-        amount = _amount(match[2] if match else text)
-        if match is None:
+        stage, equals, number = text.rpartition("=")
+        stage, amount = stage.strip(), _amount(number)
+        if not equals:
             found |= {name: amount for name in stages if name not in found}
-        elif match[1] in stages:
-            found[match[1]] = amount
+        elif stage in stages:
+            found[stage] = amount
         else:
-            raise FledgeError(f"the recipe has no stage '{match[1]}'", where=OPTION, hint=f"its stages: {', '.join(stages)}")
+            raise FledgeError(f"the recipe has no stage '{stage}'", where=OPTION, hint=f"its stages: {', '.join(stages)}")
     if missing := [name for name in stages if name not in found]:
         raise FledgeError(f"nothing is said about stage {missing[0]}", where=OPTION, hint=f"add {OPTION} {missing[0]}=20M")
     return found

@@ -17,13 +17,13 @@ from fledge.plan.bands import Band, BandInputs, bands_of
 from fledge.plan.critic import plan_findings
 from fledge.plan.devices import Device
 from fledge.plan.horizon import sized_batch
+from fledge.plan.memory import divided_batch
 from fledge.plan.money import Money, Rates, rates
 from fledge.plan.stage_forecast import StageInputs, work_of
 from fledge.plan.work import Work
 from fledge.prediction import stage_inputs, trained_parameters
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
-from fledge.recipe.schema import BatchConfig
 from fledge.run import Console
 from fledge.tokenizer import Tokenizer
 
@@ -146,14 +146,16 @@ class KnownRecipe:
 
 
 def know_recipe(
-    recipe: Recipe, console: Console, *, card: Device | None = None, tokens: Mapping[str, int] | None = None
+    recipe: Recipe, console: Console, *, target: Target | None = None, tokens: Mapping[str, int] | None = None
 ) -> KnownRecipe:
     """Prepare the stages of a recipe for forecasts. Nothing is trained.
 
-    `card`: the first one that the recipe is planned for; its capability is what the critic reads. `tokens`: of an epoch of each
-    stage, for data that is not at hand and is not read then. Raises FledgeError as a run would before its first step.
+    `target`: the first device that the recipe is planned for, whose capability is what the critic reads; None: this machine.
+    `tokens`: of an epoch of each stage, for data that is not at hand and is not read then. Raises FledgeError as a run would
+    before its first step.
     """
-    preparation = Preparation(recipe, console.log)
+    preparation = Preparation(recipe, console.log, for_this_machine=target is None or target.is_here)
+    card = None if target is None else target.device
     known, notes = _Known(preparation, console, card), list[str]()
     if tokens is None:
         preparation.check_start_models()
@@ -200,7 +202,11 @@ class _Known:
         if self.card is not None:
             planned = replace(planned, capability=self.card.capability)
         runtime = self.preparation.recipe.runtime
-        inputs = stage_inputs(prepared, cost, runtime, starts_fresh=planned.starts_fresh)
+        inputs = replace(
+            stage_inputs(prepared, cost, runtime, starts_fresh=planned.starts_fresh),
+            batch=self.preparation.recipe.stages[name].batch,
+            is_for_this_machine=self.preparation.for_this_machine,
+        )
         return KnownStage(inputs, plan_findings(planned), prepared.data.report.lines())
 
     def assumed(self, name: str, tokens: int) -> KnownStage:
@@ -209,7 +215,7 @@ class _Known:
         stage, train = recipe.stages[name], assumed_rows(recipe.stages[name], tokens, preparation.seed(name))
         given = self.tokenizer
         cost = ModelCost(recipe.model, self.vocab_size) if given is None else preparation.model_cost(name, given)
-        batch, _ = sized_batch(_with_micro_batch(stage.batch, train.packed_length), stage.kind, stage.duration, train)
+        batch, _ = sized_batch(divided_batch(stage.batch, train.packed_length), stage.kind, stage.duration, train)
         plan, horizon, resolved = plan_stage(stage.model_copy(update={"batch": batch}), train, cost)
         inputs = StageInputs(
             stage=resolved,
@@ -221,19 +227,10 @@ class _Known:
             runtime=recipe.runtime,
             trained=trained_parameters(resolved, cost, train),
             starts_fresh=preparation.start_models.of_stage(name).are_fresh,
+            batch=stage.batch,
+            is_for_this_machine=False,
         )
         return KnownStage(inputs, [], [])
-
-
-def _with_micro_batch(batch: BatchConfig, row_length: int) -> BatchConfig:
-    """The batch with a micro-batch of one row where `tokens_per_step` leaves it open: each device takes what fits."""
-    if batch.tokens_per_step is None:
-        return batch
-    rows = batch.global_batch_rows(row_length)
-    micro = 1 if batch.micro_batch_size == "auto" else batch.micro_batch_size
-    return batch.model_copy(
-        update={"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
-    )
 
 
 def _stage(name: str, known: KnownStage, targets: Sequence[Target], probe: Probe | None) -> StageForecast:

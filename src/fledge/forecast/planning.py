@@ -43,7 +43,7 @@ def plan_recipe(
     if probe_steps is not None and recipe.built_dataset is None:
         build(recipe, folder / "data", None, console.log)
         recipe = recipe.model_copy(update={"built_dataset": str(folder / "data")})
-    known, probe = know_recipe(recipe, console, card=targets[0].device, tokens=amounts), None
+    known, probe = know_recipe(recipe, console, target=targets[0], tokens=amounts), None
     if probe_steps is not None:
         micro_steps = {name: stage.inputs.micro_batches for name, stage in known.stages.items()}
         probe = probe_recipe(recipe, probe_steps, folder, console, micro_steps)

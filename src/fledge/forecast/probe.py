@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from fledge.errors import FledgeError
@@ -15,6 +15,8 @@ from fledge.plan import without_warmup
 from fledge.prediction import phase_seconds, system_events, update_seconds
 from fledge.recipe import Recipe, to_yaml
 from fledge.recipe.schema import EarlyStoppingConfig, Stage
+from fledge.recipe.sections.alerts import AlertsConfig
+from fledge.recipe.sections.policy import PolicySettings
 from fledge.run import Console, RunDirectory, read_json, write_text
 from fledge.run.events import read_events
 
@@ -25,9 +27,9 @@ LAST_LINES = 15  # of the probe's messages, shown where it fails
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedStage:
-    """The figures of a probed stage, in seconds. `evaluation` and `saving`: one of each. `around`: before the first and after
-    the last step: loading, reading compiled code, the evaluations before and after the stage. `peak_memory`: bytes, None where
-    an earlier stage needed as much."""
+    """The figures of a probed stage, in seconds. `median_step`: an update. `evaluation` and `saving`: one of each. `around`:
+    before the first and after the last step: loading, reading compiled code, the evaluations before and after the stage.
+    `peak_memory`: bytes, None where an earlier stage needed as much."""
 
     steps: int
     median_step: float
@@ -76,7 +78,7 @@ def _run_probe(recipe: Recipe, steps: int, folder: Path, micro_steps: Mapping[st
         last = "\n  ".join([*finished.stdout.splitlines(), *finished.stderr.splitlines()][-LAST_LINES:])
         raise FledgeError(f"the probe failed:\n  {last}", where="--probe", hint="mend the recipe, or leave --probe out")
     run = RunDirectory(Path(short.output) / short.name)
-    return _read_probe(run, list(recipe.stages), steps), all(_is_warm(run, name) for name in recipe.stages)
+    return _read_probe(run, short.stages), all(_is_warm(run, name) for name in recipe.stages)
 
 
 def _is_warm(run: RunDirectory, stage: str) -> bool:
@@ -86,12 +88,24 @@ def _is_warm(run: RunDirectory, stage: str) -> bool:
 
 
 def shortened(recipe: Recipe, steps: int, folder: Path) -> Recipe:
-    """The recipe with `steps` steps a stage, two evaluations and a checkpoint, without warm-up and without stopping early."""
+    """The recipe with `steps` steps a stage (more where a rollout serves many), two evaluations and a checkpoint, without
+    warm-up and without stopping early. It sends nothing: neither alerts nor figures."""
     stages = {name: _shortened_stage(stage, steps) for name, stage in recipe.stages.items()}
-    return recipe.model_copy(update={"name": "probe", "output": str(folder / "runs"), "stages": stages})
+    quiet = {"tensorboard": False, "wandb": None, "trackio": None}
+    return recipe.model_copy(
+        update={
+            "name": "probe",
+            "output": str(folder / "runs"),
+            "stages": stages,
+            "alerts": AlertsConfig(),
+            "logging": recipe.logging.model_copy(update=quiet),
+        }
+    )
 
 
 def _shortened_stage(stage: Stage, steps: int) -> Stage:
+    per_rollout = _updates_per_rollout(stage)
+    steps = max(steps, _first_counted(per_rollout) + per_rollout)
     every = steps // 2
     return without_warmup(stage).model_copy(
         update={
@@ -104,15 +118,33 @@ def _shortened_stage(stage: Stage, steps: int) -> Stage:
     )
 
 
-def _read_probe(run: RunDirectory, names: list[str], steps: int) -> Probe:
+def _updates_per_rollout(stage: Stage) -> int:
+    """The updates that share the answers of one rollout; 1 where none are drawn."""
+    return stage.rollout.updates_per_rollout if isinstance(stage, PolicySettings) else 1
+
+
+def _first_counted(per_rollout: int) -> int:
+    """The first update of a probe that is counted: that of the first rollout behind the warm steps."""
+    return -(-WARM_STEPS // per_rollout) * per_rollout
+
+
+def seconds_of_update(seconds: Sequence[float], per_rollout: int) -> float:
+    """Seconds of an update, from those of all updates of a probe: the median of those that are counted. Where a rollout serves
+    several updates, only the first of them draws answers: the median of the means over whole rollouts."""
+    firsts = range(_first_counted(per_rollout), len(seconds) - per_rollout + 1, per_rollout)
+    return median(fmean(seconds[first : first + per_rollout]) for first in firsts)
+
+
+def _read_probe(run: RunDirectory, shortened_stages: Mapping[str, Stage]) -> Probe:
     """The figures of a finished probe, from its events and results."""
     stages, start, highest = {}, 0.0, 0
-    for name in names:
+    for name, stage in shortened_stages.items():
         directory = run.stage(name)
         start += sum(map(_seconds_before, read_events(directory.events)))
         systems = system_events(directory)
         peak = max(event["system/peak_memory_bytes"] for event in systems)
-        stages[name] = _probed(systems, directory.result() or {}, steps, peak if peak > highest else None)
+        update = seconds_of_update(list(map(update_seconds, systems)), _updates_per_rollout(stage))
+        stages[name] = _probed(systems, directory.result() or {}, update, peak if peak > highest else None)
         highest = max(peak, highest)
     return Probe(start=start, stages=stages)
 
@@ -123,10 +155,10 @@ def _seconds_before(event: dict[str, Any]) -> float:
     return sum(event.get(f"{phase}_seconds", 0.0) for phase in phases)
 
 
-def _probed(systems: list[dict[str, Any]], result: dict[str, Any], steps: int, peak: int | None) -> ProbedStage:
+def _probed(systems: list[dict[str, Any]], result: dict[str, Any], update: float, peak: int | None) -> ProbedStage:
     return ProbedStage(
-        steps=steps,
-        median_step=median(map(update_seconds, systems[WARM_STEPS:])),
+        steps=len(systems),
+        median_step=update,
         evaluation=max(phase_seconds(event, "evaluate") for event in systems),
         saving=max(phase_seconds(event, "save") for event in systems),
         around=max(0.0, result["wall_seconds"] - result["seconds"]),

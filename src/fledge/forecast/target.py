@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from fledge.autotune.benchmark import fastest_product
-from fledge.autotune.compute_config import chosen_device
+from fledge.autotune.compute_config import chosen_device, known_precision
 from fledge.autotune.gpu_paths import gpu_path
 from fledge.autotune.precision import check_supported
 from fledge.errors import FledgeError
@@ -48,10 +48,11 @@ def this_machine(runtime: RuntimeConfig) -> Target:
     """The device that a run of this recipe would use here, its speed measured in about a second."""
     kind, count = chosen_device(runtime), local_world_size()
     device = _known_card() if kind == "cuda" else None
+    precision = known_precision(runtime) or "fp32"
     hardware, problem = None, ""
     try:
         hardware = Hardware(
-            flops=fastest_product(kind),
+            flops=fastest_product(kind, known_precision(runtime)),
             bandwidth=None if device is None else device.bandwidth,
             link=None if device is None else device.link,
             count=count,
@@ -59,7 +60,6 @@ def this_machine(runtime: RuntimeConfig) -> Target:
         )
     except FledgeError as error:  # a GPU may be full; the rest of a plan is right nevertheless
         problem = error.what
-    precision = runtime.precision if runtime.precision != "auto" else "fp32" if kind == "cpu" else "bf16"
     return Target(
         name=f"this machine ({kind})" if device is None else f"this machine ({device.name})",
         kind=kind,

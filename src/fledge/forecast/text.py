@@ -14,19 +14,24 @@ from fledge.localization import localized, localized_head
 from fledge.plan import describe_plan
 from fledge.plan.bands import Band
 from fledge.plan.critic.planned_stage import counted
-from fledge.plan.time import Range
+from fledge.plan.memory_measures import Limit
+from fledge.plan.time import Range, time_text
 
 GIB = 2**30
 SHOWN_SHARE = 0.005  # of the memory of a step, below which a component is not named
 FLOPS_UNITS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6))
-TIME_UNITS = (("days", 86400.0, 3 * 86400.0), ("h", 3600.0, 2 * 3600.0), ("min", 60.0, 120.0), ("s", 1.0, 0.0))
-"""Name, seconds, and the seconds from which the unit is used."""
 BAND_LINES = {
     "below": "{}: {}, below the usual {} to {} ({})",
     "inside": "{}: {}, inside the usual {} to {} ({})",
     "above": "{}: {}, above the usual {} to {} ({})",
 }
 """By the position of a figure: its name, the figure, the ends of the range, the source of the range."""
+LARGEST: dict[Limit, str] = {
+    "memory": "largest micro-batch: {}; more rows do not fit",
+    "rows": "largest micro-batch: {}, all rows of an update",
+    "speed": "largest micro-batch: {}; more rows would fit, and would not be faster",
+}
+"""By the reason why it is no larger."""
 
 
 def lines_of(forecast: RunForecast) -> list[str]:
@@ -52,7 +57,8 @@ def stage_lines(stage: StageForecast, targets: list[Target]) -> Iterator[str]:
     for target, one in zip(targets, stage.devices, strict=True):
         yield f"on {target.label} ({target.precision}):"
         yield from (f"  {line}" for line in memory_lines(one, stage.name))
-        drawing = " besides the drawing of answers" if inputs.stage.answers_per_example > 1 else ""
+        draws = inputs.stage.answers_per_example > 1 and one.time is not None and not one.time.is_measured
+        drawing = " besides the drawing of answers" if draws else ""
         if one.time is None:
             yield f"  the time of training is not estimated: {target.problem}"
         else:
@@ -64,13 +70,20 @@ def stage_lines(stage: StageForecast, targets: list[Target]) -> Iterator[str]:
 def size_line(stage: StageForecast) -> str:
     """Parameters by role, and the KV cache."""
     plan = stage.inputs.plan
-    total, active, trained = map(millions, (plan.parameters, plan.active_parameters, stage.inputs.trained))
+    total, active, trained = millions(plan.parameters), millions(plan.active_parameters), trained_text(stage)
     if plan.active_parameters == plan.parameters:
         return f"size: {total} parameters, {trained} trained; {stage.kv_bytes:,} bytes of KV cache for a token"
     return (
         f"size: {total} parameters, {active} active for a token, {trained} trained; "
         f"{stage.kv_bytes:,} bytes of KV cache for a token"
     )
+
+
+def trained_text(stage: StageForecast) -> str:
+    """The parameters that are trained: `3.5M`; `at most 3.5M` where sizes do not tell which layers an adapter is on."""
+    adapter = stage.inputs.stage.adapter
+    exact = stage.inputs.trained if adapter is None else stage.inputs.cost.trained_by(adapter)
+    return f"at most {millions(stage.inputs.trained)}" if exact is None else millions(exact)
 
 
 def work_line(stage: StageForecast) -> str:
@@ -108,7 +121,10 @@ def memory_lines(one: StageOnDevice, name: str) -> Iterator[str]:
     yield f"  other moments: {others}"
     if one.measured is not None:
         yield f"  the probe held {gib(one.measured)} GiB at most; the formula alone says {gib(memory.total)} GiB"
-    yield f"  largest micro-batch that fits: {counted(one.fit.largest, 'row') if one.fit.largest else 'none'}"
+    if one.fit.largest is None:
+        yield "  not even a micro-batch of one row fits"
+    else:
+        yield f"  {LARGEST[one.fit.limit].format(counted(one.fit.largest, 'row'))}"
     for measure in one.fit.measures:
         options, needs = as_options(measure.of_stage(name)), gib(measure.needs)
         costs = localized(measure.costs)
@@ -168,20 +184,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def two_digits(value: float) -> str:
-    """An estimate with two digits: `0.42`, `5.1`, `1,200`."""
-    rounded = float(f"{value:.2g}")
-    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
-
-
 def flops_text(flops: float) -> str:
     """`53.1 TFLOP`."""
     unit, size = next(((unit, size) for unit, size in FLOPS_UNITS if flops >= size), FLOPS_UNITS[-1])
     return f"{flops / size:,.1f} {unit}"
-
-
-def time_text(seconds: Range) -> str:
-    """`4.2 to 5.1 min`, `118 h`: in the unit that suits the longer end."""
-    unit, size, _ = next(entry for entry in TIME_UNITS if seconds.high >= entry[2])
-    low, high = (two_digits(end / size) for end in (seconds.low, seconds.high))
-    return f"{high} {unit}" if low == high else f"{low} to {high} {unit}"

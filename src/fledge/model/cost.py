@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from fledge.recipe.schema import ModelConfig
+from fledge.recipe.schema import AdapterConfig, ModelConfig
+from fledge.recipe.sections.adapter import ALL_LINEAR, PREFIX
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,36 @@ class ModelCost:
 
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of low-rank adapters of this rank on all linear layers of dense blocks: the most that an adapter has."""
+        return self.config.num_hidden_layers * rank * sum(map(sum, self._linear_layers().values()))
+
+    def trained_by(self, adapter: AdapterConfig) -> int | None:
+        """Parameters that a stage with this adapter trains. None where the sizes do not tell: for another model than a dense
+        native decoder, a regular expression, names of single layers, other ranks, and modules that are trained whole."""
+        if adapter.peft_type == PREFIX:
+            return self.kv_bytes(adapter.num_virtual_tokens, size=1)
+        layers = self._linear_layers()
+        names = list(layers) if adapter.target_modules == ALL_LINEAR else adapter.target_modules
+        if self.counts is not None or self.config.moe is not None or adapter.rank_pattern or adapter.modules_to_save:
+            return None
+        if isinstance(names, str) or not set(names) <= set(layers):
+            return None
+        score = 0 if self.has_lm_head else self.head_parameters
+        of_layer = sum(adapter.r * sum(layers[name]) + adapter.use_dora * layers[name][1] for name in set(names))
+        return self.config.num_hidden_layers * of_layer + score
+
+    def _linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the linear layers of a dense block of a native decoder, by name."""
         config = self.config
         width, queries, keys = config.hidden_size, config.attention_size, config.head_size * config.num_key_value_heads
-        sides = 2 * (width + queries) + 2 * (width + keys) + 3 * (width + config.intermediate_size)
-        return config.num_hidden_layers * rank * sides
+        return {
+            "q_proj": (width, queries),
+            "k_proj": (width, keys),
+            "v_proj": (width, keys),
+            "o_proj": (queries, width),
+            "gate_proj": (width, config.intermediate_size),
+            "up_proj": (width, config.intermediate_size),
+            "down_proj": (config.intermediate_size, width),
+        }
 
     def optimizer_bytes(self, optimizer: str, adapter: int | None = None) -> float:
         """Bytes of the optimizer's state. Only the matrices of the blocks have Muon's momentum or 8-bit moments; embedding and

@@ -30,7 +30,9 @@ __all__ = [
     "MemoryInputs",
     "auto_micro_batch",
     "budget",
+    "divided_batch",
     "estimate",
+    "is_micro_batch_open",
     "is_out_of_memory",
     "largest_micro_batch",
     "memory_inputs",
@@ -138,17 +140,9 @@ def auto_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeC
     """
     if batch.tokens_per_step is None:
         return batch, []
-    rows = batch.global_batch_rows(inputs.row_length)
     if batch.micro_batch_size != "auto":
-        if rows % batch.micro_batch_size:
-            raise FledgeError(
-                f"{rows:,} rows per step are not a multiple of {batch.micro_batch_size:,}",
-                where="batch.micro_batch_size",
-                hint="write a divisor of the rows, or auto",
-            )
-        return batch.model_copy(
-            update={"gradient_accumulation_steps": rows // batch.micro_batch_size, "tokens_per_step": None}
-        ), []
+        return divided_batch(batch, inputs.row_length), []
+    rows = batch.global_batch_rows(inputs.row_length)
     limit, micro = budget(runtime, inputs.device), largest_micro_batch(rows, inputs, runtime)
     if micro is None:
         raise FledgeError(
@@ -177,6 +171,32 @@ def merged_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: Runtim
     left = micro * count // merged
     note = f"micro-batches of {merged} rows instead of {micro}, {left} per step: {_why(merged, micro * count, inputs, runtime)}"
     return batch.model_copy(update={"micro_batch_size": merged, "gradient_accumulation_steps": left}), [note]
+
+
+def is_micro_batch_open(batch: BatchConfig, model: ModelConfig, device: str) -> bool:
+    """Whether the rows that are computed at a time are left to the device: by `auto` beside `tokens_per_step`, or where
+    micro-batches are merged on a GPU."""
+    if batch.tokens_per_step is not None:
+        return batch.micro_batch_size == "auto"
+    is_split = batch.gradient_accumulation_steps > 1
+    return device != "cpu" and batch.merge_micro_batches and is_split and _why_not_mergeable(batch, model) is None
+
+
+def divided_batch(batch: BatchConfig, row_length: int) -> BatchConfig:
+    """The batch with accumulation steps in place of `tokens_per_step`; a micro-batch that is `auto` has one row. Raises
+    FledgeError if `tokens_per_step` is not a whole number of rows, or of micro-batches."""
+    if batch.tokens_per_step is None:
+        return batch
+    rows = batch.global_batch_rows(row_length)
+    micro = 1 if batch.micro_batch_size == "auto" else batch.micro_batch_size
+    if rows % micro:
+        raise FledgeError(
+            f"{rows:,} rows per step are not a multiple of {micro:,}",
+            where="batch.micro_batch_size",
+            hint="write a divisor of the rows, or auto",
+        )
+    update = {"micro_batch_size": micro, "gradient_accumulation_steps": rows // micro, "tokens_per_step": None}
+    return batch.model_copy(update=update)
 
 
 def _why_not_mergeable(batch: BatchConfig, model: ModelConfig) -> str | None:

@@ -6,7 +6,7 @@ A measure is cheap if training computes the same and takes little longer. What c
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from fledge.model.quantization import bytes_per_weight
 from fledge.plan.memory import largest_micro_batch, needed_bytes
@@ -20,19 +20,30 @@ SHORTEST = 128  # tokens of a row, below which it is not shortened
 @dataclass(frozen=True)
 class Plan:
     """What decides about memory: the inputs of the estimate, how it is computed, and the rows of a micro-batch and of an
-    update. `probe`: a measured peak of the stage."""
+    update, which `count` devices share. `probe`: a measured peak of the stage. `has_tokens_per_step`: whether the recipe sets
+    the size of an update by `tokens_per_step`."""
 
     inputs: MemoryInputs
     runtime: RuntimeConfig
     micro: int
     rows: int
+    count: int = 1
     probe: MemoryProbe | None = None
+    has_tokens_per_step: bool = False
 
     @property
     def needs(self) -> float:
         """Bytes of the stage."""
-        return needed_bytes(self.inputs, self.runtime, self.micro, self.rows, self.probe)
+        return needed_bytes(self.inputs, self.runtime, self.micro, -(-self.rows // self.count), self.probe)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the recipe asks for FSDP, which divides neither adapters nor the moments of 8-bit AdamW."""
+        return self.runtime.parallelism == "fsdp"
+
+
+Limit = Literal["memory", "rows", "speed"]
+"""Why a micro-batch is no larger: more rows do not fit, the update has no more, or more would not be faster."""
 
 Patch = dict[str, Any]
 Change = Callable[[Plan], tuple[Plan, Patch] | None]
@@ -58,11 +69,13 @@ class Measure:
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """What fits into `available` bytes. `needs`: bytes of what is wanted. `largest`: the rows of the largest micro-batch that
-    fits and divides the rows of an update; None: not even one row fits. `measures`: empty if what is wanted fits."""
+    fits, divides the rows of an update and is no larger than is useful; None: not even one row fits. `limit`: why it is no
+    larger. `measures`: empty if what is wanted fits."""
 
     available: float
     needs: float
     largest: int | None
+    limit: Limit
     measures: list[Measure]
 
     @property
@@ -76,10 +89,12 @@ def _smaller_micro_batch(available: float) -> Change:
         micro = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available, plan.probe) or 1
         if micro >= plan.micro:
             return None
-        patch = {
+        patch: Patch = {
             "stage.batch.micro_batch_size": micro,
             "stage.batch.gradient_accumulation_steps": plan.rows // micro,
         }
+        if plan.has_tokens_per_step:  # a recipe has one of the two
+            patch["stage.batch.tokens_per_step"] = None
         return replace(plan, micro=micro), patch
 
     return change
@@ -106,14 +121,16 @@ def _checkpointing(every: int) -> Change:
 
 def _eight_bit(plan: Plan) -> tuple[Plan, Patch] | None:
     cost, now = plan.inputs.cost, plan.inputs.optimizer
-    if plan.inputs.adapter is not None or cost.optimizer_bytes(now.name) <= cost.optimizer_bytes("adamw8bit"):
+    if plan.is_sharded or plan.inputs.adapter is not None:
+        return None
+    if cost.optimizer_bytes(now.name) <= cost.optimizer_bytes("adamw8bit"):
         return None
     inputs = replace(plan.inputs, optimizer=now.model_copy(update={"name": "adamw8bit"}))
     return replace(plan, inputs=inputs), {"stage.optimizer.name": "adamw8bit"}
 
 
 def _lora(plan: Plan) -> tuple[Plan, Patch] | None:
-    if plan.inputs.adapter is not None or not plan.inputs.can_adapt:
+    if plan.inputs.adapter is not None or not plan.inputs.can_adapt or plan.is_sharded:
         return None
     config = AdapterConfig()
     keeps = int(plan.inputs.reference > 0)
@@ -128,7 +145,9 @@ def _lora(plan: Plan) -> tuple[Plan, Patch] | None:
 
 
 def _qlora(plan: Plan) -> tuple[Plan, Patch] | None:
-    if plan.inputs.quantized is not None or plan.inputs.cost.config.moe is not None or not plan.inputs.can_adapt:
+    if plan.inputs.quantized is not None or plan.inputs.cost.config.moe is not None:
+        return None
+    if not plan.inputs.can_adapt or plan.is_sharded:
         return None
     before = (plan, {}) if plan.inputs.adapter is not None else _lora(plan)
     assert before is not None
@@ -170,12 +189,24 @@ def what_would_fit(plan: Plan, available: float) -> Fit:
     If they do not fit: each measure that makes a difference, with the bytes that it then needs. If none of them is enough by
     itself, the measures together, one after another until they are (`together`)."""
     largest = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available, plan.probe)
-    if plan.needs <= available:
-        return Fit(available=available, needs=plan.needs, largest=largest, measures=[])
+    fit = Fit(available=available, needs=plan.needs, largest=largest, limit=_limit(plan, largest, available), measures=[])
+    if fit.fits:
+        return fit
     measures = [measure for one in _measures(available) if (measure := _alone(plan, *one, available)) is not None]
     if not any(measure.fits for measure in measures):
         measures += _together(plan, available)
-    return Fit(available=available, needs=plan.needs, largest=largest, measures=measures)
+    return replace(fit, measures=measures)
+
+
+def _limit(plan: Plan, largest: int | None, available: float) -> Limit:
+    """Why the largest micro-batch is no larger."""
+    if largest is None:
+        return "memory"
+    larger = next((size for size in range(largest + 1, plan.rows + 1) if plan.rows % size == 0), None)
+    if larger is None:
+        return "rows"
+    needs = needed_bytes(plan.inputs, plan.runtime, larger, plan.rows, plan.probe)
+    return "memory" if needs > available else "speed"
 
 
 def _alone(plan: Plan, change: Change, costs: str, available: float) -> Measure | None:

@@ -30,6 +30,23 @@ class Range:
         return (self.low * self.high) ** 0.5
 
 
+TIME_UNITS = (("days", 86400.0, 3 * 86400.0), ("h", 3600.0, 2 * 3600.0), ("min", 60.0, 120.0), ("s", 1.0, 0.0))
+"""Name, seconds, and the seconds from which the unit is used."""
+
+
+def two_digits(value: float) -> str:
+    """An estimate with two digits: `0.42`, `5.1`, `1,200`."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def time_text(seconds: Range) -> str:
+    """`4.2 to 5.1 min`, `118 h`: in the unit that suits the longer end."""
+    unit, size, _ = next(entry for entry in TIME_UNITS if seconds.high >= entry[2])
+    low, high = (two_digits(end / size) for end in (seconds.low, seconds.high))
+    return f"{high} {unit}" if low == high else f"{low} to {high} {unit}"
+
+
 SHARE_OF_PRODUCTS = Range(0.28, 0.90)  # of a GPU's peak, that matrix products in training reach: benchmarks/plan_published.py
 SHARE_OF_BANDWIDTH = Range(0.35, 0.95)  # of a GPU's memory bandwidth, that all other operations reach: as above
 SECONDS_OF_LAYER = Range(0.1e-3, 1.0e-3)  # of launching the kernels of a layer, forward and backward: compiled, and one by one
@@ -55,12 +72,13 @@ class Hardware:
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
     """The time of a stage, in seconds. `exchange`: the part of `training` in which devices wait for each other. `basis`: what
-    the figures rest on, a sentence."""
+    the figures rest on, a sentence. `is_measured`: by stages that were trained, which counts answers that they drew."""
 
     training: Range
     evaluation: Range
     exchange: Range
     basis: str
+    is_measured: bool = False
 
     @property
     def total(self) -> Range:

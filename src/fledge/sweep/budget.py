@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledge.autotune.benchmark import fastest_product
-from fledge.autotune.compute_config import chosen_device
+from fledge.autotune.compute_config import chosen_device, known_precision
 from fledge.errors import FledgeError
 from fledge.plan.estimate import minutes_text, training_seconds
 from fledge.prepare import Preparation
@@ -40,7 +40,7 @@ def plan_time(recipes: TrialRecipes, proposals: Sequence[dict[str, Any]], seeds:
     """Plan the runs of these proposals as a run would, and estimate their time. Raises FledgeError if one cannot be trained, or
     if the measured stage has no validation data."""
     recipe = recipes.with_data(1)
-    flops = fastest_product(chosen_device(recipe.runtime))
+    flops = fastest_product(chosen_device(recipe.runtime), known_precision(recipe.runtime))
     names = list(recipe.stages)
     start = recipes.start(1)
     before = 0.0 if start is None else START_SECONDS + _seconds(recipe, list(start.stages), flops)
@@ -57,23 +57,27 @@ def plan_time(recipes: TrialRecipes, proposals: Sequence[dict[str, Any]], seeds:
 
 
 def _seconds(recipe: Recipe, stages: Sequence[str], flops: float) -> float:
-    """Seconds of training these stages of a recipe."""
+    """Seconds of training these stages of a recipe, whose last stage is the measured one."""
     preparation = Preparation(recipe, silent)
-    tokenizer = preparation.tokenizer()
+    tokenizer, measured = preparation.tokenizer(), list(recipe.stages)[-1]
     total = 0.0
     for name in stages:
         prepared, cost = preparation.prepare(name, tokenizer), preparation.model_cost(name, tokenizer)
-        if name == stages[-1] and prepared.data.validation is None:
+        if name == measured and prepared.data.validation is None:
             raise FledgeError("trials are compared on validation data, and this stage has none",
                               where=f"stages.{name}.data.validation", hint="write a share, such as 5%, or files")  # fmt: skip
         total += training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
     return total
 
 
-def number_of_trials(plan: TimePlan, trials: int | None, minutes: float | None, log: Callable[[str], None]) -> int:
-    """The number of trials: as asked for, or as many as fit into the minutes. Raises FledgeError if fewer than two fit, or
-    fewer than are asked for."""
-    wanted = DEFAULT_TRIALS if trials is None else trials
+def number_of_trials(
+    plan: TimePlan, trials: int | None, minutes: float | None, log: Callable[[str], None], points: int | None = None
+) -> int:
+    """The number of trials: as asked for, or as many as fit into the minutes; at most `points`, those of a grid (None: there is
+    none), and all of them where nothing is asked for. Raises FledgeError if fewer than two fit, or fewer than are asked for."""
+    if trials is not None and points is not None:
+        trials = min(trials, points)
+    wanted = (points or DEFAULT_TRIALS) if trials is None else trials
     if minutes is not None:
         fitting = plan.trials_in(60 * minutes)
         one = minutes_text(plan.seeds * plan.run)
@@ -89,7 +93,10 @@ def number_of_trials(plan: TimePlan, trials: int | None, minutes: float | None, 
                 where="--trials",
                 hint=f"{fitting:,} trials fit; or write --minutes {plan.seconds(trials) / 60 + 0.5:.0f}",
             )
-        wanted = fitting if trials is None else trials
+        if trials is None:
+            wanted = fitting if points is None else min(fitting, points)
+            if points is not None and wanted < points:
+                log(f"note: {wanted:,} of the {points:,} points of the grid fit into {minutes:g} minutes")
     runs = f"{wanted:,} trials of {plan.seeds} seed{'s' if plan.seeds > 1 else ''}"
     log(f"planned: {runs}, {minutes_text(plan.seconds(wanted))} in all if none ends early")
     return wanted

@@ -25,7 +25,7 @@ class TrialRecord:
 
     `value`: the mean of `seed_values` of a complete trial, the value at its last look of a pruned one, None of a failed one.
     `seed_values`: the metric of each seed that was trained to its end. `looks`: the validation loss at each look, by number.
-    `reason`: why it was pruned or failed. `seconds`: how long its runs took, the time before an interruption left out.
+    `reason`: why it was pruned or failed. `seconds`: how long its runs took, the time before an interruption included.
     """
 
     number: int

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.recipe import Recipe
+from fledge.run import write_json
 from fledge.run.directory import StageDirectory
+from fledge.run.text_files import read_json
 from fledge.sweep.recipes import write_recipe
 
 COMMAND = ("-m", "fledge.cli", "train")
 RETRIES = 1  # of a run whose process was killed, by the system or a person
 GRACE_SECONDS = 60.0  # to save the state after SIGTERM
 POLL_SECONDS = 0.1
+CLOCK_SECONDS = 5.0  # between two records of the time of a run: so much of it is forgotten, at most, when a sweep is killed
 MESSAGE_LINES = 12  # of a failed run's output
 PR_SET_PDEATHSIG = 1  # of prctl(2): a signal for this process when its parent ends
 
@@ -31,14 +34,30 @@ def _die_with_parent() -> None:
 
 @dataclass(kw_only=True)
 class RunProcess:
-    """The process of one run, and what it prints."""
+    """The process of one run, what it prints, and the time that it has taken, which is kept in a file beside the run."""
 
     recipe: Recipe
     last_stage: StageDirectory
     process: subprocess.Popen[bytes] | None = None
     retries: int = RETRIES
-    seconds: float = 0.0
+    _before: float = 0.0  # seconds of processes that have ended
     _started: float = 0.0
+    _recorded: float = 0.0
+
+    def __post_init__(self) -> None:
+        """FledgeError if the file with the time is damaged."""
+        if self.clock.exists():
+            self._before = self._recorded = read_json(self.clock, dict[str, float])["seconds"]
+
+    @property
+    def clock(self) -> Path:
+        """The file with the seconds of the run so far."""
+        return Path(self.recipe.output) / f"{self.recipe.name}.seconds.json"
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all processes of the run, those of a sweep that was interrupted too."""
+        return self._before + (0.0 if self.process is None else time.monotonic() - self._started)
 
     @property
     def log(self) -> Path:
@@ -71,14 +90,24 @@ class RunProcess:
         assert self.process is not None
         code = self.process.poll()
         if code is None:
+            if self.seconds > self._recorded + CLOCK_SECONDS:
+                self._record()
             return False
-        self.seconds += time.monotonic() - self._started
+        self.close()
         if code < 0 and self.retries and not self.is_finished:
             self.retries -= 1
             self.start()
             return False
-        self.process = None
         return True
+
+    def close(self) -> None:
+        """Record the time of a process that has ended."""
+        self._before, self.process = self.seconds, None
+        self._record()
+
+    def _record(self) -> None:
+        self._recorded = self.seconds
+        write_json(self.clock, {"seconds": round(self._recorded, 3)})
 
     def message(self) -> str:
         """What a failed run printed last."""
@@ -92,19 +121,20 @@ class RunProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-            self.seconds += time.monotonic() - self._started
+            self.close()
         self.process = None
 
 
 def stop_all(runs: Iterable[RunProcess]) -> None:
     """End all processes in good order: they save their state. One that does not in time is killed."""
-    alive = [run.process for run in runs if run.process is not None and run.process.poll() is None]
-    for process in alive:
+    alive = [(run, run.process) for run in runs if run.process is not None and run.process.poll() is None]
+    for _, process in alive:
         process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
-    for process in alive:
+    for run, process in alive:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        run.close()

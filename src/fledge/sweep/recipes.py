@@ -94,11 +94,12 @@ class TrialRecipes:
 
     def whole(self, seed: int, values: Mapping[str, Any] | None = None) -> Recipe:
         """The stages up to the measured one, with the seed (from 1) of the sweep. Seeds from 2 on take the tokenizer that was
-        trained for the first: losses per token compare only under one tokenizer."""
+        trained for the first: losses per token compare only under one tokenizer. It sends nothing: no alerts, no figures."""
         tree = self.given(values).model_dump(mode="json")
         names = list(tree["stages"])
         tree["stages"] = {name: tree["stages"][name] for name in names[: names.index(self.stage) + 1]}
         tree |= {"seed": (tree["seed"] + seed - 1) % 2**32, "generation_samples": {}, "alerts": {}}
+        tree["logging"] |= {"wandb": None, "trackio": None}
         if self.shares_data and seed > 1 and self._trains_tokenizer():
             tree["tokenizer"]["path"] = str(self.paths.data(1) / "tokenizer")
         return recipe_from_dict(tree)

@@ -23,15 +23,18 @@ def build_data(recipes: TrialRecipes, seeds: int, log: Log) -> None:
         build(recipes.whole(seed), recipes.paths.data(seed), None, log)
 
 
-def train_start(recipes: TrialRecipes, seeds: int, log: Log) -> None:
-    """Train the stages that all trials begin with, once for each seed. Raises FledgeError if they cannot be trained."""
+def train_start(recipes: TrialRecipes, seeds: int, log: Log) -> float:
+    """Train the stages that all trials begin with, once for each seed; returns the seconds that this took, those before an
+    interruption too. Raises FledgeError if they cannot be trained."""
+    seconds = 0.0
     for seed in range(1, seeds + 1):
         recipe = recipes.start(seed)
         if recipe is None:
-            return
+            return seconds
         last = RunDirectory(recipes.paths.start(seed)).stage(list(recipe.stages)[-1])
         run = RunProcess(recipe=recipe, last_stage=last)
         if run.is_finished:
+            seconds += run.seconds
             continue
         log(f"training {', '.join(recipe.stages)} of seed {seed}, which all trials begin with …")
         try:
@@ -42,3 +45,5 @@ def train_start(recipes: TrialRecipes, seeds: int, log: Log) -> None:
             stop_all([run])
         if not run.is_finished:
             raise FledgeError(run.message(), where=str(run.log))
+        seconds += run.seconds
+    return seconds

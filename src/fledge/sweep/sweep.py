@@ -84,6 +84,7 @@ class Sweep:
             first=own_values(self.recipe, settings.space),
         )
         self.documents: dict[int, ValidationDocuments | None] = {}
+        self.start_seconds = 0.0  # of the stages that all trials begin with
 
     def run(self) -> list[TrialRecord]:
         """Run all trials that are left; returns all of them, in order. The results are written beside them."""
@@ -96,7 +97,7 @@ class Sweep:
             journal = Journal(self.recipes.paths.journal, self.search)
             build_data(self.recipes, self.settings.seeds, self.log)
             trials = self._plan()
-            train_start(self.recipes, self.settings.seeds, self.log)
+            self.start_seconds = train_start(self.recipes, self.settings.seeds, self.log)
             if journal.records:
                 self.log(f"going on after {len(journal.records):,} finished trials")
             while len(journal.records) < trials and not self._is_out_of_time(journal):
@@ -131,13 +132,11 @@ class Sweep:
         wishes = {"trials": given.trials, "minutes": given.minutes}
         if file.exists() and (before := read_json(file, dict[str, Any])).get("wishes") == wishes:
             return int(before["number"])
-        if given.sampler == "grid":
-            points = len(grid_points(given.space))
-            trials = points if trials is None else min(trials, points)
-        count = min(PLANNED, STARTUP, trials or PLANNED)
+        points = len(grid_points(given.space)) if given.sampler == "grid" else None
+        count = min(PLANNED, STARTUP, trials or PLANNED, points or PLANNED)
         first = [self.search.propose(number, (), ()) for number in range(1, count + 1)]
         plan = plan_time(self.recipes, first, given.seeds)
-        number = number_of_trials(plan, trials, given.minutes, self.log)
+        number = number_of_trials(plan, trials, given.minutes, self.log, points)
         write_json(file, {"wishes": wishes, "number": number, "seconds": plan.seconds(number)})
         return number
 
@@ -153,11 +152,12 @@ class Sweep:
     # -- trials -------------------------------------------------------------------------------------------------------
 
     def _is_out_of_time(self, journal: Journal) -> bool:
-        """Whether the minutes are used up: the time of the trials so far, shared by the processes."""
+        """Whether the minutes are used up: by the stages that all trials begin with, and the trials so far, whose time the
+        processes share. The first group of trials is always run."""
         if self.settings.minutes is None or not journal.records:
             return False
-        spent = sum(record.seconds for record in journal.records) / min(self.settings.processes, len(journal.records))
-        if spent < 60 * self.settings.minutes:
+        trials = sum(record.seconds for record in journal.records) / min(self.settings.processes, len(journal.records))
+        if self.start_seconds + trials < 60 * self.settings.minutes:
             return False
         self.log(f"the {self.settings.minutes:g} minutes are used up after {len(journal.records):,} trials", style="yellow")
         return True

@@ -10,6 +10,7 @@ from torch import Tensor
 from fledge.data import Batch, PackedDataset, Skipped, skip_offset
 from fledge.distributed.context import DistributedContext
 from fledge.errors import FledgeError
+from fledge.plan.device_batch import DeviceBatch
 from fledge.plan.horizon import TrainingHorizon
 
 
@@ -88,7 +89,7 @@ class DatasetSource:
         self.data, self.horizon, self.normalizer = data, horizon, normalizer
         self.ranks = ranks or DistributedContext()
         check_enough_rows(horizon, self.ranks)
-        self.micro_batch_size = _even_micro_batch_size(micro_batch_size, horizon, self.ranks.world_size)
+        self.micro_batch_size = DeviceBatch.of(horizon.global_batch_rows, micro_batch_size, self.ranks.world_size).micro
         self.skipped_rows: Skipped = ()  # (first, count) of the stream
 
     def stream_rows(self, step: int) -> list[int]:
@@ -138,12 +139,3 @@ def check_enough_rows(horizon: TrainingHorizon, ranks: DistributedContext) -> No
             where="batch",
             hint="set a larger batch, or start fewer processes",
         )
-
-
-def _even_micro_batch_size(micro_batch_size: int, horizon: TrainingHorizon, world_size: int) -> int:
-    """The number of rows of a micro-batch, at most `micro_batch_size`, that needs no more micro-batches per rank than
-    `micro_batch_size` and the fewest empty rows."""
-    if world_size == 1:
-        return micro_batch_size
-    local_rows = math.ceil(horizon.global_batch_rows / world_size)
-    return math.ceil(local_rows / math.ceil(local_rows / micro_batch_size))

@@ -56,6 +56,7 @@ def _grad_noise(halves: HalfBatchStats, grad_norm: float) -> dict[str, Any]:
     return {
         "grad_noise/half_losses": [_six_digits(float(loss)) for loss in halves.losses],
         "grad_noise/half_norm": _six_digits(float(halves.norm)),
+        "grad_noise/half_share": _six_digits(float(halves.weights[0]) / float(sum(halves.weights))),
         "grad_noise/scale": None if noise is None else _six_digits(noise),
     }
 

@@ -36,7 +36,7 @@ def assemble(rows: Rows, origin: Origin, given: Given) -> TrainingLog:
     assigned = assign(rows.names, given.chosen(rows.names, origin.path), rows.points)
     meanings = {found.name: raw for raw, found in assigned.items() if found.is_axis}
     loss = next((raw for raw, found in assigned.items() if found.name == "train/loss"), None)
-    settings = derived(origin.settings.updated(given.settings))
+    settings = derived(origin.settings.updated(given.settings(origin.stage)))
     axis = find_axis(rows, Columns(by_meaning=meanings, loss=loss), settings, origin.counts)
     notes = [*rows.notes, *axis.notes]
     series = _series(rows, assigned, axis, notes)
@@ -100,7 +100,7 @@ def _series(rows: Rows, assigned: Mapping[str, Resolved], axis: Axis, notes: lis
         found = assigned.get(raw)
         if found is not None and found.is_axis:
             continue
-        if raw in names.NOT_READ or raw.endswith(names.SPEEDS):
+        if (raw in names.NOT_READ or raw.endswith(names.SPEEDS)) and not (found and found.is_given):
             rows.unread["speed of whole evaluations, and other numbers that are no figures"] += rows.points(raw)
             continue
         if found is None and _is_leftover_axis(raw):

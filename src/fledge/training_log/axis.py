@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fledge.training_log import names
+from fledge.training_log.bars import main_totals
 from fledge.training_log.numbers import is_whole
 from fledge.training_log.records import Floats, TrainingSettings
 from fledge.training_log.rows import Rows
 
+RESUME = "resume"
+"""Kind of the events that tell where a run was resumed or begun again."""
+MOST_TOLD = 10  # of these, one by one
 TOLERANCE = 0.02  # of the steps of an epoch: the last batch of an epoch may be left out or be short
 
 
@@ -19,7 +23,8 @@ TOLERANCE = 0.02  # of the steps of an epoch: the last batch of an epoch may be 
 class Axis:
     """The steps of a log. `steps`, `epochs`: of each row [rows]; epochs read so far, None where the log has none. `kept`: rows
     that were not trained again later [rows]. `unit`: as in TrainingLog.step_unit. `micro`: number of the micro-batch of each
-    row, where the log counts both. `total_steps`, `total_epochs`: as the log says them."""
+    row, where the log counts both. `total_steps`, `total_epochs`: as the log says them. `order`: what rises along a run [rows],
+    NaN where a row says nothing: where it falls, the run was resumed or begun again; None where nothing tells that."""
 
     steps: Floats
     epochs: Floats | None
@@ -28,6 +33,7 @@ class Axis:
     micro: Floats | None = None
     total_steps: float | None = None
     total_epochs: float | None = None
+    order: Floats | None = None
     notes: list[str] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -61,17 +67,18 @@ def find_axis(rows: Rows, columns: Columns, facts: TrainingSettings, counts: str
             step, micro = np.where(np.isnan(step), micro, step), None
         axis.steps, axis.micro = _forward(step), micro
         axis.unit = "update" if micro is not None else counts
+        _understand_restarts(axis, step, rows, columns, facts)
     elif in_epoch is not None:
         _per_epoch(axis, in_epoch, _last(columns.of(rows, names.EPOCH_STEPS)), facts)
-        return _in_updates(axis, facts)
     elif micro is not None:
-        step = micro
         axis.steps = _forward(micro)
-    elif bar is not None and _of_main_bar(rows, columns, facts) is not None:
-        return _from_bar(axis, rows, columns, facts)
+        _understand_restarts(axis, micro, rows, columns, facts)
+    elif bar is not None:
+        _from_bar(axis, rows, columns, facts)
     else:
-        return _without_steps(axis, rows, columns, facts)
-    _understand_restarts(axis, step, rows, columns, facts)
+        _without_steps(axis, rows, columns, facts)
+    if axis.order is not None:
+        _leave_out_repeated(axis, axis.order, rows, columns)
     return _in_updates(axis, facts)
 
 
@@ -97,28 +104,58 @@ def _last(values: Floats | None) -> float | None:
 # -- steps that begin anew ----------------------------------------------------------------------------------------------
 
 
-def _drops(step: Floats, rows: Rows, columns: Columns) -> NDArray[np.int64]:
-    """Rows with a training loss whose step is below that of the row with one before."""
+def _recorded(step: Floats, rows: Rows, columns: Columns) -> NDArray[np.int64]:
+    """Rows with a step and a training loss; those with a step where none has both."""
     counted = ~np.isnan(step)
     loss = rows.spread(columns.loss)
     if loss is not None and (counted & ~np.isnan(loss)).any():
         counted &= ~np.isnan(loss)
-    index = np.flatnonzero(counted)
+    return np.flatnonzero(counted)
+
+
+def _drops(step: Floats, rows: Rows, columns: Columns) -> NDArray[np.int64]:
+    """Rows with a training loss whose step is below that of the row with one before."""
+    index = _recorded(step, rows, columns)
     return index[1:][np.diff(step[index]) < 0]
 
 
 def _understand_restarts(axis: Axis, step: Floats, rows: Rows, columns: Columns, facts: TrainingSettings) -> None:
-    drops, epoch = _drops(step, rows, columns), axis.epochs
+    """What it means that steps fall: a new epoch, if the log says so, or that the run was resumed or begun again."""
+    index, epoch = _recorded(step, rows, columns), axis.epochs
+    falls = np.diff(step[index]) < 0
     length = _last(columns.of(rows, names.EPOCH_STEPS))
-    if epoch is not None and len(drops) and all(_whole(epoch)):
-        rising = epoch[drops] > epoch[drops - 1]
-        if rising.sum() * 2 > len(drops):
-            _per_epoch(axis, step, length or _length_by_total(axis, step), facts)
-            return
-    if not len(drops) and _fits_only_per_epoch(axis, step, facts):
+    whole = epoch is not None and all(_whole(epoch))
+    if epoch is None:
+        borders = falls & _at_total(step[index], _forward_of(columns.of(rows, names.TOTAL_STEPS), index))
+    else:
+        said = epoch if whole else columns.of(rows, names.EPOCH)
+        assert said is not None
+        rises = np.diff(said[index]) > 0
+        borders = falls & rises
+        if whole and borders.sum() * 2 <= min(falls.sum(), rises.sum()):
+            borders[:] = False
+    if borders.any():
+        if not whole:
+            axis.epochs = np.ones(len(rows))
+            np.add.at(axis.epochs, index[1:][borders], 1)
+            axis.epochs = np.cumsum(axis.epochs) - np.arange(len(rows))
+        _per_epoch(axis, step, length or _length_by_total(axis, step), facts)
+    elif not falls.any() and _fits_only_per_epoch(axis, step, facts):
         _per_epoch(axis, step, length, facts)
-        return
-    _leave_out_repeated(axis, drops, step, rows)
+    else:
+        axis.order = step
+
+
+def _forward_of(values: Floats | None, index: NDArray[np.int64]) -> Floats:
+    """The values of these rows, with gaps filled by the value before; NaN where there is none."""
+    return np.full(len(index), np.nan) if values is None else _forward(values, first=math.nan)[index]
+
+
+def _at_total(step: Floats, total: Floats) -> NDArray[np.bool_]:
+    """Whether the steps of an epoch are over in each record but the last: the next one would be beyond the total."""
+    rises = np.diff(step)
+    usual = float(np.median(rises[rises > 0])) if (rises > 0).any() else 0.0
+    return (step[:-1] >= total[:-1]) | (step[:-1] + usual > total[:-1])
 
 
 def _whole(epoch: Floats) -> list[bool]:
@@ -184,6 +221,7 @@ def _per_epoch(axis: Axis, step: Floats, length: float | None, facts: TrainingSe
     inside = _forward(step)
     axis.steps = np.where(np.isnan(epoch), 0, np.maximum(epoch - first, 0)) * length + inside
     axis.epochs = np.maximum(epoch - first, 0) + inside / length
+    axis.order = np.maximum(epoch - first, 0) * (largest + 1) + step
     axis.notes.append(
         f"Steps begin anew in each epoch: they are counted through the run, with {length:,.0f} steps an epoch ({said})."
     )
@@ -200,17 +238,34 @@ def _epochs_by_drops(step: Floats) -> Floats:
     return 1.0 + np.concatenate(([0], np.cumsum(np.diff(filled) < 0)))
 
 
-def _leave_out_repeated(axis: Axis, drops: NDArray[np.int64], step: Floats, rows: Rows) -> None:
-    """Where steps fall back, the run was resumed or begun anew: what it had trained after that step does not count."""
+def _leave_out_repeated(axis: Axis, order: Floats, rows: Rows, columns: Columns) -> None:
+    """Where the order falls back, the run was resumed or begun anew: what it had trained after that place, or after that step,
+    does not count."""
+    drops, filled = _drops(order, rows, columns), _forward(order)
     for row in drops:
-        again = axis.kept[:row] & (axis.steps[:row] >= step[row])
+        axis.events.append({"kind": RESUME, "step": max(float(axis.steps[row]) - 1, 0.0), "line": rows.lines[row]})
+    for row in drops[:MOST_TOLD]:
+        again = axis.kept[:row] & ((filled[:row] >= filled[row]) | (axis.steps[:row] >= axis.steps[row]))
         axis.kept[:row] &= ~again
-        back = float(step[row])
-        axis.events.append({"kind": "resume", "step": max(back - 1, 0.0), "line": rows.lines[row]})
+        back = float(axis.steps[row])
         axis.notes.append(
             f"At line {rows.lines[row]:,} steps fall back to {back:,.10g}: the run was resumed or begun again there, and "
             f"{int(again.sum()):,} records of steps that were trained again are left out."
         )
+    more = axis.kept & ~(_not_again(filled, drops) & _not_again(axis.steps, drops))
+    axis.kept &= ~more
+    if len(drops) > MOST_TOLD:
+        axis.notes.append(
+            f"Steps fall back {len(drops) - MOST_TOLD:,} times more, and {int(more.sum()):,} records of steps that were "
+            "trained again are left out."
+        )
+
+
+def _not_again(order: Floats, drops: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each row is below all rows behind it at which the order falls back."""
+    least = np.full(len(order) + 1, np.inf)
+    least[drops] = order[drops]
+    return order < np.minimum.accumulate(least[::-1])[::-1][1:]
 
 
 # -- micro-batches ------------------------------------------------------------------------------------------------------
@@ -223,6 +278,8 @@ def _in_updates(axis: Axis, facts: TrainingSettings) -> Axis:
         axis.unit = "update"
     if axis.unit == "micro-batch" and accumulation:
         axis.steps = axis.steps / accumulation
+        axis.total_steps = axis.total_steps and axis.total_steps / accumulation
+        axis.events = [{**event, "step": event["step"] / accumulation} for event in axis.events]
         axis.unit = "update"
         axis.notes.append(
             f"Its steps count micro-batches: they are divided by {accumulation:g} accumulation steps, so that a step is an "
@@ -237,56 +294,82 @@ def _in_updates(axis: Axis, facts: TrainingSettings) -> Axis:
 
 
 def _of_main_bar(rows: Rows, columns: Columns, facts: TrainingSettings) -> Floats | None:
-    """Steps of the progress bar of the training: the one with the planned steps, else with the first total."""
+    """Steps of the progress bar of the training: the one with the planned steps, else the one with the records of the loss."""
     bar, total = columns.of(rows, names.BAR_STEP), columns.of(rows, names.BAR_TOTAL)
     if bar is None:
         return None
     if total is None or not (~np.isnan(total)).any():
         return bar
-    seen = total[~np.isnan(total)]
-    main = facts.steps if facts.steps is not None and (seen == facts.steps).any() else seen[0]
-    return np.where(total == main, bar, np.nan)
+    planned = facts.steps is not None and (total == facts.steps).any()
+    main = [facts.steps] if planned else main_totals(bar, total, rows.spread(columns.loss))
+    return np.where(np.isin(total, main), bar, np.nan)
 
 
-def _from_bar(axis: Axis, rows: Rows, columns: Columns, facts: TrainingSettings) -> Axis:
+def _from_bar(axis: Axis, rows: Rows, columns: Columns, facts: TrainingSettings) -> None:
     """Steps from a progress bar, of the run or of an epoch."""
     step = _of_main_bar(rows, columns, facts)
     assert step is not None
     total = columns.of(rows, names.BAR_TOTAL)
     length = None if total is None else _last(np.where(np.isnan(step), np.nan, total))
+    drops = _drops(step, rows, Columns(by_meaning={}, loss=None))
+    of_run = not len(drops) or _epochs_fall(columns.of(rows, names.EPOCH), drops)
     if axis.epochs is not None and all(_whole(axis.epochs)):
-        _per_epoch(axis, step, length, facts)
-    elif len(_drops(step, rows, Columns(by_meaning={}, loss=None))):
+        of_run = of_run and _rises_with_epochs(step, axis.epochs, rows, columns)
+    elif not of_run:
         axis.epochs = None
-        _per_epoch(axis, step, length, facts)
-    else:
+    if of_run:
         axis.steps = _forward(step)
         axis.total_steps = axis.total_steps or length
+        axis.order = axis.epochs
+    else:
+        _per_epoch(axis, step, length, facts)
     axis.notes.append("Its steps are those of the progress bar.")
-    return _in_updates(axis, facts)
 
 
-def _without_steps(axis: Axis, rows: Rows, columns: Columns, facts: TrainingSettings) -> Axis:
+def _rises_with_epochs(step: Floats, epoch: Floats, rows: Rows, columns: Columns) -> bool:
+    """Whether a bar counts through the run although the log says whole epochs: records of the loss, which do not stand on the
+    bar, are further along it in each later epoch. One of an epoch is as far in each of them."""
+    loss = rows.spread(columns.loss)
+    if loss is None or (~np.isnan(loss) & ~np.isnan(step)).any():
+        return False
+    index = np.flatnonzero(~np.isnan(loss))
+    later = np.diff(epoch[index]) > 0
+    return bool(later.any()) and bool((np.diff(_forward(step)[index])[later] > 0).all())
+
+
+def _epochs_fall(epoch: Floats | None, drops: NDArray[np.int64]) -> bool:
+    """Whether the epochs that a log says fall back where its bar does, so that the bar is one of the run, begun again."""
+    if epoch is None:
+        return False
+    before, after = _forward(epoch, first=math.nan)[drops - 1], _forward(epoch[::-1], first=math.nan)[::-1][drops]
+    return int((after < before).sum()) >= int((after > before).sum())
+
+
+def _without_steps(axis: Axis, rows: Rows, columns: Columns, facts: TrainingSettings) -> None:
     """Steps of a log that writes none: from epochs, from the interval of the log, or by counting records."""
     epoch, interval = axis.epochs, facts.other.get("logging_steps")
+    axis.order = epoch
     if epoch is not None and facts.steps and facts.epochs:
         axis.steps = np.round(np.nan_to_num(epoch) * facts.steps / facts.epochs)
         axis.unit = "update"
         axis.notes.append("The log has no steps: they are its epochs × the planned steps of an epoch.")
     elif isinstance(interval, int | float) and interval >= 1:
-        axis.steps = _counted(rows, columns) * float(interval)
+        axis.steps = _counted(epoch, rows, columns) * float(interval)
         axis.unit = "update"
         axis.notes.append(f"The log has no steps: its records are counted, {interval:g} steps each (logging_steps).")
     elif epoch is not None and len(np.unique(epoch[~np.isnan(epoch)])) > 1 and all(_whole(epoch)):
         axis.steps, axis.unit = np.nan_to_num(epoch), "epoch"
         axis.notes.append("The log has no steps, only epochs: a step stands for an epoch.")
     else:
-        axis.steps, axis.unit = _counted(rows, columns), "record"
+        axis.steps, axis.unit = _counted(epoch, rows, columns), "record"
         axis.notes.append("The log has no steps: its records are counted.")
-    return axis
 
 
-def _counted(rows: Rows, columns: Columns) -> Floats:
-    """The number of records with a training loss up to each row."""
+def _counted(epoch: Floats | None, rows: Rows, columns: Columns) -> Floats:
+    """The number of records with a training loss up to each row, without those that were trained again later."""
+    kept = np.ones(len(rows), dtype=bool)
+    if epoch is not None:
+        kept = _not_again(_forward(epoch), _drops(epoch, rows, columns))
     loss = rows.spread(columns.loss)
-    return np.arange(1.0, len(rows) + 1) if loss is None else np.maximum(np.cumsum(~np.isnan(loss)), 1).astype(np.float64)
+    counted = kept if loss is None else kept & ~np.isnan(loss)
+    return np.maximum(np.cumsum(counted), 1).astype(np.float64)

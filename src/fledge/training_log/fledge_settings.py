@@ -50,7 +50,7 @@ OTHER_KEYS = (
     ("schedule", "div_factor"), ("ema", "decay"), ("evaluation", "every_steps"), ("optimizer", "betas"), ("init_from",),
     ("select_checkpoint",), ("precompute_ref_log_probs",), ("adapter", "lora_alpha"), ("adapter", "peft_type"),
     ("rollout", "updates_per_rollout"), ("batch", "warmup"), ("scale_rewards",), ("data", "train_on_turns"),
-    ("sft_loss_weight",),
+    ("sft_loss_weight",), ("batch", "tokens_per_step"),
 )  # fmt: skip
 NUMBERS = frozenset(
     ("learning_rate", "min_learning_rate", "weight_decay", "max_grad_norm", "micro_batch_rows", "accumulation_steps",

@@ -92,7 +92,7 @@ def _of_event_files(path: Path) -> TrainingSettings:
     files = [file for file in folder.glob(f"runs/*/{tensorboard.PATTERN}") if file.is_file()]
     if not files:
         return TrainingSettings()
-    newest = max(files, key=lambda file: (file.stat().st_mtime, file.name))
+    newest = max(files, key=tensorboard.written_at)
     try:
         return tensorboard.settings_of_texts(tensorboard.read_event_files([newest]))
     except FledgeError:

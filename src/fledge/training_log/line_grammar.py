@@ -11,7 +11,7 @@ from fledge.training_log.numbers import NUMBER, SPECIAL, UNIT, with_unit
 
 VALUE = re.compile(
     rf"(?<![\w.])(?P<number>{NUMBER}|{SPECIAL})(?:\s?(?P<unit>{UNIT}))?(?!\.?\d)(?![A-Za-z_])"
-    rf"(?:\s?(?:-|–|—|~|～|至|到|\.\.)\s?(?P<high>{NUMBER})(?!\.?\d)(?![A-Za-z_]))?",
+    rf"(?:(?P<to>\s?(?:-|–|—|~|～|至|到|\.\.)\s?)(?P<high>{NUMBER})(?!\.?\d)(?![A-Za-z_]|\s*/))?",
     re.IGNORECASE,
 )
 EXPLICIT = re.compile(r"[:=：＝]\s*['\"\[(]?\s*$")
@@ -30,6 +30,8 @@ PRIMARY = (
     "rouge",
     "match",
 )
+DASHES = ("-", "–", "—")
+BLANK_UNIT = re.compile(rf"\s(?!%){UNIT}", re.IGNORECASE)
 MOST_WORDS = 6  # of a name of its own; a longer one is a sentence
 
 
@@ -66,9 +68,7 @@ def read_line(line: str, wanted: Mapping[str, str] = NO_NAMES) -> LineFigures:
         if quantity is None:
             found.missing += 1
             continue
-        numbers = (quantity.value,)
-        if match["high"] and (high := with_unit(match["high"], match["unit"])) and high.value > quantity.value:
-            numbers = (quantity.value, high.value)
+        numbers = _range(match, quantity.value, known is not None and known.is_axis)
         if known is None and (target := wanted.get(plain_name(name))):
             known = Resolved(target, 0)
         if known is None:
@@ -85,6 +85,18 @@ def read_line(line: str, wanted: Mapping[str, str] = NO_NAMES) -> LineFigures:
     if found.is_record:
         found.values.update({name: numbers for name, numbers in unknown.items() if name not in found.values})
     return found
+
+
+def _range(match: re.Match[str], low: float, is_count: bool) -> tuple[float, ...]:
+    """The number of a match, or both ends of a range. Behind a count, and before a unit, ` - ` parts what stands in a line:
+    `Epoch 1 - 100 - loss: 2.3 - 45 sec`."""
+    if not match["high"]:
+        return (low,)
+    dash = match["to"].strip()
+    if dash in DASHES and match["to"] != dash and (is_count or BLANK_UNIT.match(match.string, match.end())):
+        return (low,)
+    high = with_unit(match["high"], match["unit"])
+    return (low, high.value) if high is not None and high.value > low else (low,)
 
 
 EVALUATION = re.compile(

@@ -38,6 +38,12 @@ REWRITES: tuple[tuple[str, re.Pattern[str], str], ...] = (
         r"\bepochs?\s*[:=]?\s*[\[(]?\s*(\d+(?:\.\d+)?)\s*/\s*(\d+)\s*[\])]?",
         r" | axis/epoch: \1 | axis/total_epochs: \2 | ",
     ),
+    # Epoch 1 - 100/1000 - …
+    _shape(
+        "epoch",
+        r"\bepoch\s*[:=]?\s*(\d+)\s+[-–—|]\s+(\d+)\s*/\s*(\d+)(?=\s|$)",
+        r" | axis/epoch: \1 | axis/bar_step: \2 | axis/bar_total: \3 | ",
+    ),
     # step 100/5000, iteration 100/ 5000, Step [100/600]
     _shape(
         "/",

@@ -130,12 +130,13 @@ UNIT_SUFFIXES: dict[str, tuple[str, float]] = {
 @dataclass(frozen=True)
 class Resolved:
     """What a name of a log means. `name`: in fledge. `rank`: the lower, the more telling. `factor`: of its unit in the name.
-    `measures`: its unit."""
+    `measures`: its unit. `is_given`: whether the user says that the column is this figure."""
 
     name: str
     rank: int
     factor: float = 1.0
     measures: str = ""
+    is_given: bool = False
 
     @property
     def is_axis(self) -> bool:
@@ -269,5 +270,5 @@ def assign(names: Iterable[str], chosen: Mapping[str, str], points: Callable[[st
     assigned.update(_most_telling([name for name in left if name not in assigned], given, second_meaning, points))
     for name, raw in chosen.items():
         known = resolve(raw)
-        assigned[raw] = Resolved(name, 0, known.factor if known else 1.0, known.measures if known else "")
+        assigned[raw] = Resolved(name, 0, known.factor if known else 1.0, known.measures if known else "", is_given=True)
     return assigned

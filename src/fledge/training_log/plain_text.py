@@ -10,6 +10,7 @@ import numpy as np
 
 from fledge.errors import FledgeError
 from fledge.training_log.assemble import Origin, assemble
+from fledge.training_log.decimal_commas import point_for_comma
 from fledge.training_log.fast_lines import LineReader
 from fledge.training_log.given import Given
 from fledge.training_log.line_grammar import LineFigures
@@ -22,6 +23,8 @@ from fledge.training_log.text_file import LOG_HINT, read_text, without_colours
 
 FENCE = re.compile(r"^\s*(?:```|~~~)")
 SHOWN_LINES, SHOWN_CHARACTERS = 3, 100
+DOCUMENTS = (".md", ".markdown", ".rst")
+LEAST_OUTSIDE = 3  # lines with a figure at a step: the prose of a document has fewer
 MEASURES = ("loss", "epoch_loss", "perplexity", "bits_per_byte", "bleu", "reward", "margins")
 RUN_TIME = "train_runtime"  # is in the last record of Hugging Face's trainer, which sums up the run
 NUMBERED = re.compile(r"\d")
@@ -39,16 +42,16 @@ class Line(NamedTuple):
 def read_plain_text(path: Path, given: Given) -> list[TrainingLog]:
     """The log in a text file. Raises FledgeError if it holds no line with a figure of training."""
     text = read_text(path)
-    lines = list(lines_of(text))
+    lines = with_decimal_points(list(lines_of(text)))
     blocks = code_blocks(lines)
-    if not blocks:
-        rows = read_rows(lines, given)
-        if not _has_figures(rows):
-            raise nothing_found(path, lines)
-        settings = settings_of_lines(lines[:2000], str(path.name))
-        origin = Origin(source="text log", path=str(path), counts=_counts(lines), settings=settings, ended=_ended(rows))
-        return [assemble(rows, origin, given)]
-    return _of_document(path, text, lines, blocks, given)
+    rows = read_rows(lines, given)
+    if blocks and not _is_log_with_fences(path, rows, blocks):
+        return _of_document(path, text, lines, blocks, given)
+    if not _has_figures(rows):
+        raise nothing_found(path, lines)
+    settings = settings_of_lines(lines[:2000], str(path.name))
+    origin = Origin(source="text log", path=str(path), counts=_counts(lines), settings=settings, ended=_ended(rows))
+    return [assemble(rows, origin, given)]
 
 
 def lines_of(text: str) -> Iterator[Line]:
@@ -57,6 +60,12 @@ def lines_of(text: str) -> Iterator[Line]:
         for part in line.split("\r") if "\r" in line else (line,):
             if part.strip():
                 yield Line(number, part.rstrip())
+
+
+def with_decimal_points(lines: list[Line]) -> list[Line]:
+    """The lines with decimal points, where the figures of the text are written with decimal commas."""
+    rewrite = point_for_comma([line.text for line in lines])
+    return lines if rewrite is None else [Line(line.number, rewrite(line.text)) for line in lines]
 
 
 def code_blocks(lines: list[Line]) -> list[list[Line]]:
@@ -73,6 +82,18 @@ def code_blocks(lines: list[Line]) -> list[list[Line]]:
         elif inside is not None:
             inside.append(line)
     return [*blocks, *([inside] if inside else [])]
+
+
+def _is_log_with_fences(path: Path, rows: Rows, blocks: list[list[Line]]) -> bool:
+    """Whether a text with fences is a log that prints samples, and no document: several of its lines outside of the fences say
+    a figure at a step or epoch; in a file of Markdown, most of them."""
+    inside = {line.number for block in blocks for line in block}
+    figures = [name for name in rows.names if (known := resolve(name)) is not None and not known.is_axis]
+    counts = [name for name in rows.names if (known := resolve(name)) is not None and known.is_axis]
+    at_a_step = {row for name in figures for row in rows.column(name)[0].tolist()}
+    at_a_step &= {row for name in counts for row in rows.column(name)[0].tolist()}
+    outside = sum(rows.lines[row] not in inside for row in at_a_step)
+    return outside >= LEAST_OUTSIDE and (path.suffix.lower() not in DOCUMENTS or outside * 2 > len(at_a_step))
 
 
 def _has_figures(rows: Rows) -> bool:
@@ -178,7 +199,7 @@ def _of_document(path: Path, text: str, lines: list[Line], blocks: list[list[Lin
         rows.notes.append(f"More figures, of another run or of what is hoped for, are in {_span(other)}: {_range(others)}.")
     rows.unread["lines of the document outside of its log"] += len(lines) - len(block)
     origin = Origin(source="text log in a document", path=str(path), counts=_counts(block))
-    origin = replace(origin, settings=settings_of_text(text, path.name))
+    origin = replace(origin, settings=settings_of_text(text, path.name, given.stage))
     return [assemble(rows, origin, given)]
 
 

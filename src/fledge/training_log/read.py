@@ -7,11 +7,13 @@ from pathlib import Path
 from fledge.errors import FledgeError
 from fledge.training_log import fledge_run, huggingface, llama_factory, tensorboard, wandb_file
 from fledge.training_log.assemble import settings_notes, with_kind
+from fledge.training_log.axis import RESUME
 from fledge.training_log.derive import derived
-from fledge.training_log.given import Given
+from fledge.training_log.given import Given, GivenError, no_stage
 from fledge.training_log.names import own_name
 from fledge.training_log.plain_text import read_plain_text
 from fledge.training_log.records import Series, TrainingLog, TrainingSettings
+from fledge.training_log.setting_names import CHOSEN_SECTION
 from fledge.training_log.tables import (
     delimiter_of,
     looks_like_json,
@@ -36,18 +38,20 @@ def _read_fledge(target: Path, given: Given) -> list[TrainingLog]:
     folders = [folder for folder in fledge_run.stage_folders(target) if (folder / fledge_run.EVENTS).is_file()]
     if not folders:
         raise FledgeError("no stage of this run has begun to train", where=str(target))
-    return [_renamed(fledge_run.read_stage(folder), given) for folder in folders]
+    chosen = given.stages([folder.name for folder in folders], target)
+    return [_renamed(fledge_run.read_stage(folder), given) for folder in folders if folder.name in chosen]
 
 
 def _renamed(log: TrainingLog, given: Given) -> TrainingLog:
     """The log with figures under other names, as the user says: name → series."""
-    if given.settings.known():
-        log = with_settings(log, given.settings)
+    settings = given.settings(log.stage)
+    if settings.known() or settings.other:
+        log = with_settings(log, settings)
     if not given.columns:
         return log
     missing = [raw for raw in given.columns.values() if raw not in log.series]
     if missing:
-        raise FledgeError(
+        raise GivenError(
             f"there is no figure '{missing[0]}'", where=log.path, hint=f"figures: {', '.join(sorted(log.series)[:20])}"
         )
     return replace(log, series={**log.series, **{own_name(name): log.series[raw] for name, raw in given.columns.items()}})
@@ -99,45 +103,66 @@ def read_logs(
     *,
     columns: Mapping[str, str] | None = None,
     stage: str | None = None,
-    settings: TrainingSettings | None = None,
+    settings: TrainingSettings | Callable[[str], TrainingSettings] | None = None,
 ) -> list[TrainingLog]:
     """The logs at a path, one for each stage, in order.
 
     `columns`: name of a figure in fledge → column of the log, such as `{"train/loss": "my_col"}`, where a guess is wrong or
-    none is made; `step` and `epoch` name counts. `stage`: only this one. `settings`: of a configuration, put over those of the
-    log; they tell what its steps count. Raises FledgeError if nothing is there, nothing is recognised, or there is no such
-    stage.
+    none is made; `step` and `epoch` name counts. `stage`: only this one; where a log has no stages, the section of its
+    settings. `settings`: of a configuration, put over those of the log; they tell what its steps count; or what gives them for
+    the name of a stage, which is empty for a log without stages. Raises FledgeError if nothing is there, nothing is recognised,
+    or there is no such stage and no such section.
     """
     if not target.exists():
         raise FledgeError("there is no such file or folder", where=str(target), hint=LOG_HINT)
-    given = Given(columns or {}, settings or TrainingSettings())
+    of_stage = settings if callable(settings) else lambda name: settings or TrainingSettings()
+    return _read(target, Given(columns or {}, of_stage, stage))
+
+
+def _read(target: Path, given: Given) -> list[TrainingLog]:
     reader = next((one for one in READERS if one.recognises(target)), None)
-    logs = reader.read(target, given) if reader else _read_folder(target, given)
-    if stage is None:
+    if reader is None:
+        return _read_folder(target, given)
+    logs = reader.read(target, given)
+    stage = given.stage
+    if stage is None or any(log.settings.other.get(CHOSEN_SECTION) for log in logs):
         return logs
     chosen = [log for log in logs if log.stage == stage]
     if not chosen:
-        names = ", ".join(log.stage for log in logs if log.stage) or "it has none"
-        raise FledgeError(f"there is no stage '{stage}' with a log here", where=str(target), hint=f"stages: {names}")
+        raise no_stage(stage, [log.stage for log in logs], str(target))
     return chosen
 
 
 def _read_folder(target: Path, given: Given) -> list[TrainingLog]:
     """The log of a folder that is of no known kind: its only file that is a log."""
     files = sorted({file for pattern in LOG_FILES for file in target.glob(pattern) if file.is_file()})
+    given.settings("")  # an error in a configuration is told, and not taken for one in a file that is no log
     found: dict[Path, list[TrainingLog]] = {}
+    unfit: list[GivenError] = []
     for file in files:
         try:
-            found[file] = read_logs(file, columns=given.columns, settings=given.settings)
+            found[file] = _read(file, given)
+        except GivenError as error:
+            unfit += [error] if _is_log(file) else []
         except FledgeError:
             continue
     if len(found) == 1:
         return next(iter(found.values()))
+    if not found and unfit:
+        raise unfit[0]
     if found:
         names = ", ".join(file.name for file in found)
         raise FledgeError("this folder holds several logs", where=str(target), hint=f"name one of them: {names}")
     held = ", ".join(sorted(item.name for item in target.iterdir())[:8]) or "nothing"
     raise FledgeError(f"no log of a training run is in this folder; it holds {held}", where=str(target), hint=LOG_HINT)
+
+
+def _is_log(file: Path) -> bool:
+    """Whether a file is a log, whatever a user says about it."""
+    try:
+        return bool(_read(file, Given()))
+    except FledgeError:
+        return False
 
 
 def with_settings(log: TrainingLog, settings: TrainingSettings) -> TrainingLog:
@@ -148,6 +173,7 @@ def with_settings(log: TrainingLog, settings: TrainingSettings) -> TrainingLog:
     accumulation = merged.accumulation_steps
     if log.step_unit == "micro-batch" and accumulation:
         series = {name: Series(one.steps / accumulation, one.values) for name, one in log.series.items()}
+        events = tuple({**one, "step": one["step"] / accumulation} if one["kind"] == RESUME else one for one in log.events)
         note = f"Its steps count micro-batches: they are divided by {accumulation:g} accumulation steps."
-        log = replace(log, series=series, step_unit="update", notes=(*log.notes, note))
+        log = replace(log, series=series, events=events, step_unit="update", notes=(*log.notes, note))
     return with_kind(log)

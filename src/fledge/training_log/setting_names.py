@@ -130,6 +130,8 @@ WARMUP_SHARE_NAMES = (*WARMUP_SHARES, "warmup_share", "warmup_percent", "预热�
 SWITCHED_PRECISION = ("bf16", "fp16")
 """Switches of Hugging Face: true means this precision."""
 NO_VALUE = object()
+CHOSEN_SECTION = "chosen section"
+"""Key of `TrainingSettings.other`: the stage, class or section that was asked for by name and found."""
 
 _JOIN = re.compile(r"[\s\-]+")
 

@@ -14,7 +14,7 @@ from fledge.recipe.yaml_dialect import RecipeLoader
 from fledge.run.text_files import read_json
 from fledge.training_log.fledge_settings import recipe_settings
 from fledge.training_log.records import TrainingSettings
-from fledge.training_log.setting_names import flat, setting_key
+from fledge.training_log.setting_names import CHOSEN_SECTION, flat, setting_key
 from fledge.training_log.settings_map import settings_from
 from fledge.training_log.settings_text import settings_of_text
 from fledge.training_log.text_file import read_text
@@ -118,7 +118,7 @@ def _of_recipe(path: Path, stage: str | None) -> TrainingSettings:
         what = f"this recipe has no stage '{stage}'" if stage else "this recipe has several stages"
         raise FledgeError(what, where=str(path), hint=f"name one with --stage: {', '.join(names)}")
     found = recipe_settings(tree, stage, path.name)
-    return replace(found, other={**found.other, "trainer": "fledge"})
+    return replace(found, other={**found.other, "trainer": "fledge", CHOSEN_SECTION: stage})
 
 
 def _of_mapping(tree: Mapping[Any, Any], path: Path, stage: str | None) -> TrainingSettings:
@@ -130,4 +130,5 @@ def _of_mapping(tree: Mapping[Any, Any], path: Path, stage: str | None) -> Train
     pairs = flat(tree)
     found = settings_from(pairs, path.name, [chosen] if chosen else [])
     trainer = detect_trainer([setting_key(name) for name in pairs])
-    return replace(found, other={**found.other, "trainer": trainer})
+    section = {CHOSEN_SECTION: chosen} if chosen else {}
+    return replace(found, other={**found.other, "trainer": trainer, **section})

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from fledge.training_log.derive import derived
 from fledge.training_log.numbers import parse_number
 from fledge.training_log.records import TrainingSettings
-from fledge.training_log.setting_names import BY_NAME, WARMUP_SHARE_NAMES, setting_key
+from fledge.training_log.setting_names import BY_NAME, CHOSEN_SECTION, WARMUP_SHARE_NAMES, setting_key
 from fledge.training_log.settings_map import WORD_KEYS, settings_from
 
 
@@ -68,6 +68,14 @@ HEADER = re.compile(
     r"(?P<value>[\w.,+\-]+?\s?[MBK]?)\s*,?\s*$"
 )
 COMMENT = re.compile(r"\s+#.*$")
+PREFIX = re.compile(
+    r"(?:\[[^\]]*\]|[\d/\-.:,TZ+]{8,}|(?:DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|CRITICAL)\b(?::[\w.]+:)?|[\w./]+\.py:\d+"
+    r"|-\s[\w.]+\s(?=-\s)|>>|[-|:]|\s)++"
+)
+"""What a logger writes before a message: a date, a level, its name, the place in the source."""
+BANNER = re.compile(r"\*{3,}\s*(?P<title>\w[^*]*?)\s*\*{3,}")
+OF_EVALUATION = re.compile(r"\b(?:eval|evaluat|predict|valid|test|inference)", re.IGNORECASE)
+BANNER_LINES = 5  # with the title of a banner, which belong to it
 
 
 # -- logs ---------------------------------------------------------------------------------------------------------------
@@ -76,21 +84,35 @@ COMMENT = re.compile(r"\s+#.*$")
 def settings_of_lines(lines: Iterable[NumberedLine], where: str) -> TrainingSettings:
     """Settings that a trainer printed before and while it trained: lines that hold a known name, `=` or `:` and a number, and
     command lines. The first value of a name counts, unless a later line says that it overrides it."""
-    piece = Piece(first=1, last=1)
+    piece, evaluates = Piece(first=1, last=1), 0
     for line in lines:
         text = line.text.strip()
+        banner = BANNER.search(text) if "***" in text else None
+        evaluates = evaluates - 1 if banner is None else BANNER_LINES * bool(OF_EVALUATION.search(banner["title"]))
+        if evaluates > 0:
+            continue
         if "Namespace(" in text or "TrainingArguments(" in text:
             for name, value in _of_call(text):
                 piece.add(name, value, line.number)
         for name, value in OPTION.findall(text):
             if _is_setting(name):
                 piece.add(name, literal(value), line.number)
-        header = COMMENT.sub("", text)
-        match = HEADER.match(header[-120:]) if len(header) < 200 else None
-        if match and _is_setting(match["name"]):
+        match = _header(COMMENT.sub("", text))
+        if match is not None:
             name, is_change = match["name"].strip(), match["change"] is not None
             piece.add(name, literal(match["value"]), line.number, replaces=is_change)
     return _settings(piece, where)
+
+
+def _header(text: str) -> re.Match[str] | None:
+    """The setting that a line is, also behind what a logger writes before it."""
+    if len(text) >= 200:
+        return None
+    match = HEADER.match(text[-120:])
+    if match is None or not _is_setting(match["name"]):
+        prefix = PREFIX.match(text)
+        match = HEADER.match(text[prefix.end() :][-120:]) if prefix else None
+    return match if match is not None and _is_setting(match["name"]) else None
 
 
 def _is_setting(name: str) -> bool:
@@ -123,7 +145,8 @@ def settings_of_text(text: str, where: str, stage: str | None = None) -> Trainin
     Where several blocks give a setting, the run's own are the blocks before the first that gives another value for a setting:
     from there on, a document proposes changes. What only proposals tell is taken where they say what it was before, or agree.
     """
-    pieces, notes = _of_stage([piece for piece in _pieces(text) if piece.values or piece.rows_of_update], stage)
+    notes: list[str] = []
+    pieces, chosen = _of_stage([piece for piece in _pieces(text) if piece.values or piece.rows_of_update], stage, notes)
     own, proposals = _own_and_proposed(pieces)
     run = Piece(first=1, last=1, name=next((piece.name for piece in (*own, *proposals) if piece.name), ""))
     for piece in own:
@@ -138,19 +161,22 @@ def settings_of_text(text: str, where: str, stage: str | None = None) -> Trainin
     if len(proposals) > 0:
         spans = ", ".join(_place(piece) for piece in proposals[:6])
         notes.append(f"Settings that change what was given before are taken as proposals, not as the run's: {spans}.")
-    return derived(replace(found, other={**found.other, "assumed": (*found.other.get("assumed", ()), *notes)}))
+    section = {CHOSEN_SECTION: chosen} if chosen else {}
+    return derived(replace(found, other={**found.other, **section, "assumed": (*found.other.get("assumed", ()), *notes)}))
 
 
-def _of_stage(pieces: list[Piece], stage: str | None) -> tuple[list[Piece], list[str]]:
-    """The blocks of one stage, and a sentence on others: classes of different names are settings of different stages."""
+def _of_stage(pieces: list[Piece], stage: str | None, notes: list[str]) -> tuple[list[Piece], str | None]:
+    """The blocks of one stage, and its name if it was asked for; a sentence on others: classes of different names are settings
+    of different stages."""
     named = {piece.name: None for piece in pieces if piece.name and any(_is_setting(name) for name in piece.values)}
     wanted = next((name for name in named if stage is not None and stage.lower() in name.lower()), None)
     if len(named) < 2:
-        return pieces, []
+        return pieces, wanted
     chosen = wanted or next(iter(named))
     others = ", ".join(name for name in named if name != chosen)
     kept = [piece for piece in pieces if piece.name in ("", chosen)]
-    return kept, [f"Settings are those of {chosen}; there are {others} too, which --stage chooses."]
+    notes.append(f"Settings are those of {chosen}; there are {others} too, which --stage chooses.")
+    return kept, wanted
 
 
 def _place(piece: Piece) -> str:
@@ -160,14 +186,30 @@ def _place(piece: Piece) -> str:
 
 
 def _pieces(text: str) -> list[Piece]:
-    """The blocks of settings of a text, in order: the classes of a Python file, the blocks of code of a document."""
+    """The blocks of settings of a text, in order: the classes of a Python file, the blocks of code of a document. A text that
+    is code as a whole, or has more settings outside of its fences than inside, is no document."""
     lines = text.split("\n")
-    if any(FENCE.match(line) for line in lines):
-        pieces = []
-        for first, language, inside in _fenced(lines):
-            pieces += _of_shell(inside, first) if language in SHELL else _of_code("\n".join(inside), first)
-        return pieces
-    return _of_code(text, 1)
+    if not any(FENCE.match(line) for line in lines) or _is_code(text):
+        return _of_code(text, 1)
+    pieces, outside = [], list(lines)
+    for first, language, inside in _fenced(lines):
+        pieces += _of_shell(inside, first) if language in SHELL else _of_code("\n".join(inside), first)
+        outside[first - 1 : first - 1 + len(inside)] = [""] * len(inside)
+    beside = _line_by_line("\n".join(outside), 1)
+    return [beside] if _count([beside]) > _count(pieces) else pieces
+
+
+def _count(pieces: list[Piece]) -> int:
+    """The number of different settings in these blocks."""
+    return len({name for piece in pieces for name in piece.values if _is_setting(name)})
+
+
+def _is_code(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _fenced(lines: list[str]) -> Iterator[tuple[int, str, list[str]]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.training_log.assemble import Origin, assemble
+from fledge.training_log.decimal_commas import decimal_columns, with_point
 from fledge.training_log.given import Given
 from fledge.training_log.names import resolve
 from fledge.training_log.numbers import parse_number
@@ -23,6 +24,7 @@ CHUNK = 2_000  # lines of JSON that are parsed together
 SAMPLE = 20  # lines that are looked at to tell what a file is
 DELIMITERS = (",", "\t", ";")
 WANDB_EXPORT = re.compile(r"^(?P<run>.+?) - (?P<figure>.+?)(?:__(?P<edge>MIN|MAX))?$")
+QUOTED_COMMA = re.compile(r"\"\s*[-+]?[\d.]*,\d")
 FIRST_NUMBER = re.compile(r"^\s*[-+]?\d")
 
 
@@ -132,28 +134,32 @@ def add_record(rows: Rows, line: int, record: Mapping[str, Any]) -> None:
             values[name] = value
         elif kind is dict:
             values.update(_inner(rows, name, value))
-        elif value is not None:
-            number = parse_number(value) if kind is str else None
-            if number is None:
-                rows.unread[f"column {name}: not numbers"] += 1
-            else:
-                values[name] = number.value
-                if number.measures:
-                    rows.measures[name] = number.measures
+        elif value is not None and (number := _number(rows, name, value)) is not None:
+            values[name] = number
     if values:
         rows.add(line, values)
 
 
 def _inner(rows: Rows, name: str, value: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, one in value.items():
-        if isinstance(one, bool):
-            continue
-        if isinstance(one, int | float):
-            yield f"{name}/{key}", float(one)
-        elif isinstance(one, dict):
-            yield from _inner(rows, f"{name}/{key}", one)
-        elif one is not None:
-            rows.unread[f"column {name}/{key}: not numbers"] += 1
+        full = f"{name}/{key}"
+        if isinstance(one, dict):
+            yield from _inner(rows, full, one)
+        elif isinstance(one, int | float) and not isinstance(one, bool):
+            yield full, float(one)
+        elif one is not None and (number := _number(rows, full, one)) is not None:
+            yield full, number
+
+
+def _number(rows: Rows, name: str, value: Any) -> float | None:
+    """The number that a text holds; what is none is counted."""
+    number = parse_number(value) if isinstance(value, str) else None
+    if number is None:
+        rows.unread[f"column {name}: not numbers"] += 1
+        return None
+    if number.measures:
+        rows.measures[name] = number.measures
+    return number.value
 
 
 def read_json_document(path: Path, given: Given) -> list[TrainingLog]:
@@ -207,13 +213,14 @@ def read_csv(path: Path, given: Given, delimiter: str | None = None) -> list[Tra
         raise FledgeError("this is no table: its first line must name the columns", where=str(path), hint=LOG_HINT)
     lines = _cells(text.lstrip("\ufeff"), found, path)
     head = [name.strip() for name in next(lines)]
+    commas = _commas(text, found, head, path)
     runs = _exported_runs(head)
     if not runs:
         rows = Rows()
-        _add_cells(rows, enumerate(lines, 2), _names(path, head), found)
+        _add_cells(rows, enumerate(lines, 2), _names(path, head), commas)
         return [assembled(rows, path, "CSV" if found != "\t" else "TSV", given)]
-    table = _Table(head, list(enumerate(lines, 2)), found)
-    return [_of_export(path, table, run, given) for run in runs]
+    table = _Table(head, list(enumerate(lines, 2)), commas)
+    return [_of_export(path, table, run, given) for run in given.stages(runs, path)]
 
 
 def _cells(text: str, delimiter: str, path: Path) -> Iterator[list[str]]:
@@ -224,13 +231,23 @@ def _cells(text: str, delimiter: str, path: Path) -> Iterator[list[str]]:
         raise FledgeError(f"this table is damaged: {error}", where=str(path), hint=LOG_HINT) from None
 
 
+def _commas(text: str, delimiter: str, head: list[str], path: Path) -> list[bool]:
+    """For each column, whether the commas of its numbers are decimal ones."""
+    if not (QUOTED_COMMA.search(text) if delimiter == "," else "," in text):
+        return [False] * len(head)
+    named = [match["figure"] if (match := WANDB_EXPORT.match(name)) else name for name in head]
+    rows = _cells(text.lstrip("\ufeff"), delimiter, path)
+    next(rows)
+    return decimal_columns(named, rows, otherwise=delimiter == ";")
+
+
 @dataclass(frozen=True)
 class _Table:
-    """The cells of a table: names of columns, rows with their lines, and what divides cells."""
+    """The cells of a table: names of columns, rows with their lines, and which columns have decimal commas."""
 
     head: list[str]
     body: list[tuple[int, list[str]]]
-    delimiter: str
+    commas: list[bool]
 
 
 TENSORBOARD_EXPORT = ["wall time", "step", "value"]
@@ -244,18 +261,18 @@ def _names(path: Path, head: list[str]) -> Sequence[str | None]:
     return [None, "step", tag if mark else "Value"]
 
 
-def _add_cells(rows: Rows, lines: Any, names: Sequence[str | None], delimiter: str) -> None:
-    """Add the cells of a table; `names`: of its columns, None for one that is left out."""
-    decimal_comma = delimiter == ";"
+def _add_cells(rows: Rows, lines: Any, names: Sequence[str | None], commas: Sequence[bool]) -> None:
+    """Add the cells of a table; `names`: of its columns, None for one that is left out; `commas`: whether those of a column
+    are decimal ones."""
     for number, cells in lines:
         values: dict[str, float] = {}
-        for name, cell in zip(names, cells, strict=False):
+        for name, cell, decimal_comma in zip(names, cells, commas, strict=False):
             if not cell or name is None:
                 continue
             try:
                 values[name] = float(cell)
             except ValueError:
-                _add_text(rows, values, name, cell.replace(",", ".") if decimal_comma else cell)
+                _add_text(rows, values, name, with_point(cell) if decimal_comma else cell)
         if len(cells) != len(names) and cells:
             rows.unread["lines with another number of cells"] += 1
             if len(cells) < len(names) and len(values) < 2:
@@ -265,15 +282,8 @@ def _add_cells(rows: Rows, lines: Any, names: Sequence[str | None], delimiter: s
 
 
 def _add_text(rows: Rows, values: dict[str, float], name: str, cell: str) -> None:
-    if not cell.strip():
-        return
-    number = parse_number(cell)
-    if number is None:
-        rows.unread[f"column {name}: not numbers"] += 1
-        return
-    values[name] = number.value
-    if number.measures:
-        rows.measures[name] = number.measures
+    if cell.strip() and (number := _number(rows, name, cell)) is not None:
+        values[name] = number
 
 
 def _exported_runs(head: list[str]) -> list[str]:
@@ -292,7 +302,7 @@ def _of_export(path: Path, table: _Table, run: str, given: Given) -> TrainingLog
         match = WANDB_EXPORT.match(name)
         edges += bool(match and match["run"] == run and match["edge"])
         names.append(name if match is None else match["figure"] if match["run"] == run and not match["edge"] else None)
-    _add_cells(rows, table.body, names, table.delimiter)
+    _add_cells(rows, table.body, names, table.commas)
     rows = _with_figures(rows)
     if edges:
         rows.unread["columns __MIN and __MAX, the limits of smoothed points"] += edges

@@ -5,6 +5,8 @@ checksum. The contents are messages `Event` (tensorflow/core/util/event.proto). 
 """
 
 import json
+import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,18 +25,20 @@ from fledge.training_log.settings_map import settings_from
 from fledge.training_log.text_file import read_bytes
 
 PATTERN = "events.out.tfevents*"
+SECONDS, NUMBERS = re.compile(r"tfevents\.(\d{6,})(?!\d)"), re.compile(r"\d{1,18}")
 SPLITS = {
     "train": "train", "training": "train", "validation": "eval", "val": "eval", "eval": "eval", "valid": "eval", "test": "eval",
 }  # fmt: skip
 """Names of folders in which a trainer writes the figures of training and of evaluation apart."""
 EPOCH_PREFIX = "epoch_"  # of Keras
 ARGUMENTS = ("args/text_summary", "model_config/text_summary")  # of Hugging Face: JSON as text
-STEP, SUMMARY, VALUE = 2, 5, 1  # fields of an event and of its summary
+WALL_TIME, STEP, SUMMARY, VALUE = 1, 2, 5, 1  # fields of an event and of its summary
 TAG, SIMPLE_VALUE, TENSOR = 1, 2, 8  # fields of a value
 CONTENT, FLOATS, DOUBLES, TEXTS = 4, 5, 6, 8  # fields of a tensor
 DATA_TYPE, FLOAT, DOUBLE = 1, 1, 2
 FORMATS = {FLOAT: "<f", DOUBLE: "<d"}
 HEADER, FOOTER = 12, 4  # length and checksum before a record, checksum behind it
+LARGEST_FIRST = 2**20  # bytes of the first event, which holds little more than its time
 
 
 @dataclass
@@ -50,12 +54,34 @@ class EventFiles:
 
 
 def event_folders(target: Path) -> dict[Path, list[Path]]:
-    """The folders below a path that hold event files, with their files, oldest first."""
+    """The folders below a path that hold event files, with their files, those that were begun first before others."""
     files = [target] if target.is_file() else [file for file in target.rglob(PATTERN) if file.is_file()]
     folders: dict[Path, list[Path]] = {}
-    for file in sorted(files, key=lambda one: (one.stat().st_mtime, one.name)):
+    for file in sorted(files, key=written_at):
         folders.setdefault(file.parent, []).append(file)
     return dict(sorted(folders.items()))
+
+
+def written_at(file: Path) -> tuple[float, list[int], str]:
+    """What orders event files by the time at which they were begun: the seconds in the name, else those of the first event,
+    else those of the file, which a copy may have lost; of one second, the numbers in the name."""
+    name = SECONDS.search(file.name)
+    seconds = float(name[1]) if name else _first_time(file)
+    numbers = [int(one) for one in NUMBERS.findall(file.name)]
+    return (file.stat().st_mtime if seconds is None else seconds), numbers, file.name
+
+
+def _first_time(file: Path) -> float | None:
+    """The seconds at which the first event of a file was written; None where they cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(HEADER)[:8])
+            event = opened.read(min(length, LARGEST_FIRST))
+        written = next((value for number, value in fields(event) if number == WALL_TIME and isinstance(value, bytes)), b"")
+        (seconds,) = struct.unpack("<d", written)
+    except (OSError, ValueError, struct.error):
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def read_tensorboard(target: Path, given: Given) -> list[TrainingLog]:
@@ -65,12 +91,10 @@ def read_tensorboard(target: Path, given: Given) -> list[TrainingLog]:
     for folder, files in event_folders(target).items():
         split = SPLITS.get(folder.name.lower(), "") if target.is_dir() and folder != target else ""
         runs.setdefault(folder.parent if split else folder, []).append((split, files))
-    logs = []
-    for run, parts in runs.items():
-        stage = str(run.relative_to(target)) if len(runs) > 1 and run != target else ""
-        log = _read_run(run, parts, stage, given)
-        if log is not None:
-            logs.append(log)
+    stages = {run: str(run.relative_to(target)) if len(runs) > 1 and run != target else "" for run in runs}
+    chosen = given.stages(list(stages.values()), target)
+    read = [_read_run(run, parts, stages[run], given) for run, parts in runs.items() if stages[run] in chosen]
+    logs = [log for log in read if log is not None]
     if not logs:
         raise FledgeError("these event files of TensorBoard hold no scalars", where=str(target), hint="log figures as scalars")
     return logs

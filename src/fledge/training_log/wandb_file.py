@@ -15,7 +15,7 @@ from fledge.errors import FledgeError
 from fledge.run.text_files import read_json
 from fledge.training_log.assemble import Origin, assemble
 from fledge.training_log.given import Given
-from fledge.training_log.plain_text import lines_of, read_rows
+from fledge.training_log.plain_text import lines_of, read_rows, with_decimal_points
 from fledge.training_log.protobuf import fields
 from fledge.training_log.records import TrainingLog, TrainingSettings
 from fledge.training_log.rows import Rows
@@ -56,11 +56,12 @@ def wandb_files(target: Path) -> list[Path]:
 def read_wandb(target: Path, given: Given) -> list[TrainingLog]:
     """The logs of offline runs, one each."""
     files = wandb_files(target)
-    return [_read_run(file, given, len(files) > 1) for file in files]
+    stages = [file.parent.name if len(files) > 1 else "" for file in files]
+    chosen = given.stages(stages, target)
+    return [_read_run(file, given, stage) for file, stage in zip(files, stages, strict=True) if stage in chosen]
 
 
-def _read_run(file: Path, given: Given, several: bool) -> TrainingLog:
-    stage = file.parent.name if several else ""
+def _read_run(file: Path, given: Given, stage: str) -> TrainingLog:
     try:
         run = read_offline_run(file)
     except FledgeError as error:
@@ -197,7 +198,7 @@ def _read_beside(file: Path, error: FledgeError, given: Given, stage: str) -> Tr
     folder = file.parent / "files"
     rows = Rows()
     if (folder / "output.log").is_file():
-        rows = read_rows(list(lines_of(read_text(folder / "output.log"))), given)
+        rows = read_rows(with_decimal_points(list(lines_of(read_text(folder / "output.log")))), given)
     if not rows.names:
         summary = folder / "wandb-summary.json"
         if not summary.is_file():

@@ -7,6 +7,7 @@ from fledge.errors import FledgeError
 from fledge.recipe.schema import BatchConfig, ScheduleConfig
 from fledge.run import StageDirectory
 from fledge.run.events import read_events
+from fledge.tune.lengths import kept_min_rate
 from fledge.tune.noise import MIN_STEPS, NoiseScale, noise_scale, recorded_norms
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
@@ -25,7 +26,7 @@ def measure(runs: ShortRuns) -> StageDirectory:
     if rows < 2:
         raise FledgeError("an update of one row has no halves to compare", where=f"{runs.prefix}.batch",
                           hint="write at least two rows: batch.micro_batch_size or gradient_accumulation_steps")  # fmt: skip
-    micro = max(size for size in range(1, rows // 2 + 1) if rows % (2 * size) == 0) if rows % 2 == 0 else 1
+    micro = _largest_divisor(rows, min(plan.micro_batch_size, rows // 2))
     batch = BatchConfig(micro_batch_size=micro, gradient_accumulation_steps=rows // micro)
     values: dict[str, Any] = {f"{runs.prefix}.batch": batch.model_dump(mode="json"), "logging.every_steps": 1}
     if steps < plan.steps:  # the beginning of the whole stage is measured, not a short stage with an end of its own
@@ -39,6 +40,11 @@ def measure(runs: ShortRuns) -> StageDirectory:
     if directory is None:
         raise FledgeError("the run whose gradients are measured failed", where=str(runs.recipes.paths.folder))
     return directory
+
+
+def _largest_divisor(rows: int, most: int) -> int:
+    """The most rows of a micro-batch, at most `most`, that divide the rows of an update."""
+    return max(size for size in range(1, most + 1) if rows % size == 0)
 
 
 def noise_of(directory: StageDirectory) -> tuple[NoiseScale, NoiseScale | None]:
@@ -66,15 +72,17 @@ def find_batch(runs: ShortRuns) -> TuneResult:
     per_row = plan.effective_batch_tokens / plan.effective_batch_rows * targets
     rows = max(FEWEST_ROWS, 2 ** round(math.log2(max(1.0, SHARE * later.tokens / per_row))))
     factor = math.sqrt(rows / plan.effective_batch_rows)
+    micro = _largest_divisor(rows, min(rows, plan.micro_batch_size))
     patch: dict[str, Any] = {
-        f"{runs.prefix}.batch.micro_batch_size": min(rows, plan.micro_batch_size),
-        f"{runs.prefix}.batch.gradient_accumulation_steps": max(1, rows // plan.micro_batch_size),
+        f"{runs.prefix}.batch.micro_batch_size": micro,
+        f"{runs.prefix}.batch.gradient_accumulation_steps": rows // micro,
     }
     for key in ("tokens_per_step", "warmup"):  # they say the size of an update too
         if getattr(runs.stage.batch, key) is not None:
             patch[f"{runs.prefix}.batch.{key}"] = None
     if "learning_rate" not in runs.stage.optimizer.automatic and rows != plan.effective_batch_rows:
         patch[f"{runs.prefix}.optimizer.learning_rate"] = float(f"{plan.learning_rate * factor:.3g}")
+        patch |= kept_min_rate(runs, plan)
     return TuneResult(
         patch=patch,
         evidence=[*evidence(later, earlier), *_table(later, per_row)],

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from fledge.errors import FledgeError
+from fledge.plan import StagePlan
 from fledge.report.plots import COLOURS
 from fledge.run import StageDirectory
 from fledge.sweep.plots import draw, has_matplotlib
-from fledge.tune.lengths import of_length
+from fledge.tune.lengths import of_length, shares_of_warmup
 from fledge.tune.loss_law import LossLaw, fit_law
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
@@ -87,8 +88,18 @@ def _result(runs: ShortRuns, tried: Runs) -> TuneResult:
         draw(runs.recipes.paths.folder / "duration.svg", lambda axes: _paint(axes, tried, law, plan.steps))
     figures: dict[str, Any] = {"losses": {str(key): value for key, value in tried.losses.items()}, "cost_in_runs": cost,
                                "steps": steps, "predicted": None if law is None else law.loss(plan.steps)}  # fmt: skip
-    patch = {f"{runs.prefix}.duration": f"{steps} steps"}
+    patch: dict[str, Any] = {f"{runs.prefix}.duration": f"{steps} steps"}
+    if steps != plan.steps:  # the runs had warm-ups in proportion to their length
+        patch |= _warmups(runs, plan)
     return TuneResult(patch=patch, evidence=evidence, confidence=confidence, figures=figures)
+
+
+def _warmups(runs: ShortRuns, plan: StagePlan) -> dict[str, Any]:
+    """The warm-ups that the recipe has in steps, as the share that they have of the planned length."""
+    batch = runs.stage.batch.warmup
+    in_steps = {"schedule.warmup": runs.stage.schedule.warmup, "batch.warmup.ramp_steps": batch.ramp_steps if batch else 0.0}
+    return {key: value for key, value in shares_of_warmup(runs, plan).items()
+            if in_steps[key.removeprefix(f"{runs.prefix}.")] >= 1}  # fmt: skip
 
 
 def _table(law: LossLaw, planned: int, epochs: float, seconds: float) -> list[str]:

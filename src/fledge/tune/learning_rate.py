@@ -19,13 +19,13 @@ from fledge.run import StageDirectory
 from fledge.sweep.documents import compare_documents
 from fledge.sweep.plots import draw, has_matplotlib
 from fledge.tune.fit import RATIO, Optimum, next_rate, optimum
-from fledge.tune.lengths import min_rate, of_length
+from fledge.tune.lengths import kept_min_rate, of_length
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
 
 FRACTIONS = (1 / 8, 1 / 2)  # of the full length, one round each
-MIN_STEPS = 20  # of a short run
-FIRST_RUNS = 6  # of the first round, at most
+MIN_STEPS = 16  # of a short run
+FIRST_RUNS, FEWEST_RUNS = 6, 3  # of the first round, at most; of a round, at least
 GRID = 7  # full runs that a person would try
 BUDGET = GRID / 3  # whole runs that all short runs may take together
 STEEPEST = -2 * HORIZON_POWER  # exponent of the length; the flattest is 0
@@ -50,16 +50,17 @@ class LearningRateSearch:
         self.key = f"{runs.prefix}.optimizer.learning_rate"
         self.full = runs.plan({})
         self.lengths = [max(MIN_STEPS, round(self.full.steps * fraction)) for fraction in FRACTIONS]
-        if self.full.steps < 2 * self.lengths[-1]:
+        self.first_runs = min(FIRST_RUNS, int((BUDGET * self.full.steps - FEWEST_RUNS * self.lengths[1]) / self.lengths[0]))
+        if self.first_runs < FEWEST_RUNS:
             raise FledgeError(f"the stage has {self.full.steps:,} steps: too few to learn from shorter runs",
                               where=f"{runs.prefix}.duration",
                               hint="search by whole runs: fledge sweep RECIPE --search KEY=log:…")  # fmt: skip
 
     def find(self) -> TuneResult:
         """Run both rounds, the second around the best rate of the first, and carry its best rate over to the full length."""
-        first = self._round(self.lengths[0], self._prior(self.lengths[0]), FIRST_RUNS)
+        first = self._round(self.lengths[0], self._prior(self.lengths[0]), self.first_runs)
         left = BUDGET * self.full.steps - first.steps * len(first.losses)
-        second = self._round(self.lengths[1], optimum(first.losses).rate, max(3, int(left / self.lengths[1])))
+        second = self._round(self.lengths[1], optimum(first.losses).rate, int(left / self.lengths[1]))
         return self._result([first, second], optimum(second.losses), exponent_of_length(first, second))
 
     def _prior(self, steps: int) -> float:
@@ -102,9 +103,7 @@ class LearningRateSearch:
         scale = (self.full.steps / self.lengths[-1]) ** exponent * self.transfer
         rate = float(f"{best.rate * scale:.3g}")
         low, high = best.flat[0] * scale, best.flat[1] * scale
-        patch: dict[str, Any] = {self.key: rate}
-        if isinstance(self.runs.stage.schedule.min_lr, float) and self.runs.stage.schedule.min_lr:
-            patch[f"{self.runs.prefix}.schedule.min_lr"] = min_rate(self.full)
+        patch: dict[str, Any] = {self.key: rate, **kept_min_rate(self.runs, self.full)}
         evidence = [self._round_sentence(one) for one in rounds]
         evidence.append(
             f"the best rate of {self.lengths[-1]:,} steps, {best.rate:.3g}, × {scale:.3g} for {self.full.steps:,} steps: "

@@ -7,17 +7,31 @@ from fledge.tune.runs import ShortRuns
 
 
 def of_length(runs: ShortRuns, plan: StagePlan, steps: int) -> dict[str, Any]:
-    """The values of a run of another length: warm-up and minimum rate keep their proportions to `plan`, which is that of the
-    whole stage, and the run is evaluated at its end."""
+    """The values of a run of another length: the warm-ups of rate and batch and the minimum rate keep their proportions to
+    `plan`, which is that of the whole stage, and the run is evaluated at its end."""
     prefix = runs.prefix
     has_own_end = runs.stage.schedule.final_div_factor is not None
     return {
         **({} if has_own_end else {f"{prefix}.schedule.min_lr": min_rate(plan)}),
         f"{prefix}.duration": f"{steps} steps",
-        f"{prefix}.schedule.warmup": plan.warmup_share,
+        **shares_of_warmup(runs, plan),
         f"{prefix}.evaluation.every_steps": steps,
         f"{prefix}.select_checkpoint": "last",
     }
+
+
+def shares_of_warmup(runs: ShortRuns, plan: StagePlan) -> dict[str, Any]:
+    """The warm-ups of a plan as shares of its length, whatever they are in the recipe."""
+    values = {f"{runs.prefix}.schedule.warmup": plan.warmup_share}
+    if plan.batch_warmup_steps:
+        values[f"{runs.prefix}.batch.warmup.ramp_steps"] = plan.batch_warmup_steps / plan.steps
+    return values
+
+
+def kept_min_rate(runs: ShortRuns, plan: StagePlan) -> dict[str, Any]:
+    """The minimum rate as a share of a peak that is about to change, if the recipe has it as a number."""
+    minimum = runs.stage.schedule.min_lr
+    return {f"{runs.prefix}.schedule.min_lr": min_rate(plan)} if isinstance(minimum, float) and minimum else {}
 
 
 def min_rate(plan: StagePlan) -> str:

@@ -13,12 +13,13 @@ MIN_STEPS = 40  # fewer say little
 
 @dataclass(frozen=True, kw_only=True)
 class NormsOfStep:
-    """The squared norms of the gradients of a step: of its whole batch of `tokens` targets, and of a half of it."""
+    """The squared norms of the gradients of a step: of its whole batch of `tokens` targets, and of the first `share` of it."""
 
     step: int
     tokens: float
     whole: float
     half: float
+    share: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,27 +44,28 @@ class NoiseScale:
 
 
 def recorded_norms(events: Iterable[dict[str, Any]]) -> list[NormsOfStep]:
-    """The norms in the `step` events of a stage whose updates have two micro-batches or more; halves have equally many targets,
-    as far as documents allow."""
-    found, before = [], 0
+    """The norms in the `step` events of a stage whose updates have two micro-batches or more. The first half of an odd number
+    of micro-batches is the smaller one; in events that do not say its share it is taken to be a half."""
+    found, before = list[NormsOfStep](), 0
     for event in events:
         if event["kind"] != "step":
             continue
         targets, step = event.get("train/target_tokens"), event["step"]
         whole, half = event.get("train/grad_norm"), event.get("grad_noise/half_norm")
         if targets is not None and whole is not None and half is not None and targets > before:
-            found.append((step, targets - before, whole**2, half**2))
+            share = event.get("grad_noise/half_share") or 0.5
+            found.append(NormsOfStep(step=step, tokens=targets - before, whole=whole**2, half=half**2, share=share))
         before = targets if targets is not None else before
-    return [NormsOfStep(step=step, tokens=tokens, whole=whole, half=half) for step, tokens, whole, half in found]
+    return found
 
 
 def _parts(norms: Sequence[NormsOfStep]) -> tuple[np.ndarray, np.ndarray]:
-    """Unbiased estimates of |G|² and tr(Σ) of each step (McCandlish et al. 2018, eq. A.2): of batches B and b = B / 2,
+    """Unbiased estimates of |G|² and tr(Σ) of each step (McCandlish et al. 2018, eq. A.2): of a batch B and its first part b,
 
     |G|² ≈ (B |G_B|² − b |G_b|²) / (B − b),   tr(Σ) ≈ (|G_b|² − |G_B|²) / (1/b − 1/B).
     """
     large = np.array([one.tokens for one in norms])
-    small = large / 2
+    small = large * np.array([one.share for one in norms])
     whole, half = np.array([one.whole for one in norms]), np.array([one.half for one in norms])
     return (large * whole - small * half) / (large - small), (half - whole) / (1 / small - 1 / large)
 

@@ -102,9 +102,20 @@ TUNERS: dict[str, Callable[[ShortRuns, TuneSettings], TuneResult]] = {
 
 
 def _of_run(run: Path, settings: TuneSettings) -> list[str]:
-    """The critical batch from the gradients that a run has recorded: nothing is trained."""
+    """The critical batch from the gradients that a run has recorded: nothing is trained. Raises FledgeError for settings of
+    runs, which would have no effect."""
     if settings.what != "batch":
-        raise FledgeError("a learning rate is found from a recipe", where=str(run), hint="name its recipe.yaml")
+        raise FledgeError(f"--what {settings.what} trains runs: it is found from a recipe, not from a run", where=str(run),
+                          hint="name its recipe.yaml")  # fmt: skip
+    given = {
+        "--out": settings.out is not None,
+        "--processes": settings.processes > 1,
+        **{f"--{key}": True for key, _ in settings.overrides},
+        **{file: True for file in settings.files[1:]},
+    }
+    if (where := next((name for name, is_given in given.items() if is_given), None)) is not None:
+        raise FledgeError("it has no effect on what a run has recorded: nothing is trained", where=where,
+                          hint="leave it out, or name the recipe.yaml of the run")  # fmt: skip
     directory = RunDirectory(run)
     if not directory.recipe.exists():
         raise FledgeError("this is no run", where=str(run), hint="name the folder of a run, or a recipe")

@@ -54,3 +54,16 @@ def repeated_run(proof_world: Path, tmp_path_factory: pytest.TempPathFactory) ->
     }
     stage = tree(proof_world, folder, data=data, duration="1 epochs")
     return Pipeline(recipe_from_dict(stage), Console(quiet=True)).run()
+
+
+@pytest.fixture(scope="session")
+def two_stages(proof_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two stages, of which the first has three validation documents."""
+    folder = tmp_path_factory.mktemp("two")
+    lines = (proof_world / "pretrain.validation.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "three.jsonl").write_text("\n".join(lines[:3]) + "\n", encoding="utf-8")
+    values = tree(proof_world, folder, duration="20 steps")
+    data = {"train": str(proof_world / "pretrain.jsonl"), "validation": str(folder / "three.jsonl"), "max_seq_len": 96}
+    texts = {"kind": "pretrain", "data": data, "batch": {"micro_batch_size": 4}, "duration": "4 steps"}
+    recipe = recipe_from_dict({**values, "stages": {"texts": texts, **values["stages"]}})
+    return Pipeline(recipe, Console(quiet=True)).run()

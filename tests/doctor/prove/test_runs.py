@@ -1,6 +1,7 @@
 """What paired runs are made of: patches, lengths, data in another order, held-out documents."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import pytest
 
 from fledge.diagnosis.causes import CAUSES
 from fledge.doctor.prove import FROM_CHECKPOINT, prove
-from fledge.doctor.prove_budget import length_of, needs_whole, seconds_per_token, whole_seconds
+from fledge.doctor.prove_budget import least_share, length_of, needs_whole, seconds_per_token, whole_seconds
 from fledge.doctor.prove_data import built_folder, changes_data, held_out_examples, load, reseeded
+from fledge.doctor.prove_effect import compare
 from fledge.doctor.prove_recipes import Length, ProofRecipes
 from fledge.doctor.prove_runs import ProofRuns
-from fledge.doctor.prove_yardsticks import OF_CAUSE, OF_KIND, YARDSTICKS, yardsticks_for
+from fledge.doctor.prove_yardsticks import OF_CAUSE, OF_KIND, YARDSTICKS, Subject, yardsticks_for
 from fledge.errors import FledgeError
 from fledge.prepare import Preparation
+from fledge.recipe import load_recipe, to_yaml
 from fledge.recipe.schema_keys import KINDS
 from fledge.report.proofs import LABELS
 from fledge.run import Console, StageDirectory
@@ -108,6 +111,19 @@ def test_the_minutes_decide_how_long_runs_are(slow_run: Path) -> None:
     runs.clean()
 
 
+def test_runs_that_are_shortened_leave_both_of_a_pair_the_same_share(slow_run: Path) -> None:
+    runs = ProofRuns(recipes=ProofRecipes.of(slow_run, "talk"), console=QUIET)
+    prepared = runs.variant({}).prepared
+    many, few = (replace(prepared, plan=replace(prepared.plan, steps=steps)) for steps in (400, 40))
+    share = least_share([many, few])
+    assert share == 0.5 and [Length(share).steps(one.plan.steps) for one in (many, few)] == [200, 20]
+    assert (
+        least_share([many, few]) == least_share([few, many])
+        and least_share([replace(few, plan=replace(few.plan, steps=9))]) == 1
+    )
+    runs.clean()
+
+
 def test_the_speed_is_that_of_updates_that_nothing_delayed(tmp_path: Path) -> None:
     directory = StageDirectory(tmp_path)
 
@@ -148,6 +164,58 @@ def test_what_cannot_be_tried_is_refused(slow_run: Path, tmp_path: Path) -> None
         prove(slow_run, "talk", patch, seeds=2, console=QUIET)
     with pytest.raises(FledgeError, match="there is no figure 'bleu'"):
         prove(slow_run, "talk", patch, console=QUIET, by=("bleu",))
+
+
+def test_a_proof_that_is_refused_leaves_nothing(slow_run: Path) -> None:
+    proofs, patch = slow_run / "talk" / "proofs", {"optimizer.learning_rate": 1e-3}
+    kept = {file: file.read_bytes() for file in proofs.rglob("*.json")} if proofs.exists() else {}
+    with pytest.raises(FledgeError, match="minutes are not enough"):
+        prove(slow_run, "talk", patch, minutes=0.01, console=QUIET)
+    assert proofs.exists() == bool(kept) and not (proofs / "work").exists()
+    assert {file: file.read_bytes() for file in proofs.rglob("*.json")} == kept
+
+
+def test_a_run_without_a_model_is_slower_than_any_and_the_verdict_has_numbers(slow_run: Path, tmp_path: Path) -> None:
+    runs = ProofRuns(recipes=ProofRecipes.of(slow_run, "talk"), console=QUIET)
+    held_out, speed = runs.held_out([runs.variant({})]), YARDSTICKS["microseconds_per_token"]
+    effect = compare(speed.scale, [{"run": 12.0}, {"run": 12.5}, {"run": 11.8}], [speed.of_failed(held_out)] * 3)
+    assert effect.outcome == "makes it worse"
+    json.dumps(effect.as_dict(), allow_nan=False)
+    assert all(np.isfinite(one.worst(held_out)) for one in YARDSTICKS.values())
+    (tmp_path / "events.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(FledgeError, match="no event with its speed"):
+        speed.measure(Subject(directory=StageDirectory(tmp_path), held_out=held_out))
+    runs.clean()
+
+
+def test_a_stage_before_with_few_documents_stops_only_what_is_judged_by_them(two_stages: Path, tmp_path: Path) -> None:
+    runs = ProofRuns(recipes=ProofRecipes.of(two_stages, "talk"), console=QUIET)
+    held_out, forgetting = runs.held_out([runs.variant({})]), YARDSTICKS["earlier_loss"]
+    assert len(held_out.examples) >= 8 and YARDSTICKS["answer_loss"].read(held_out) is held_out
+    with pytest.raises(FledgeError, match="there are 3") as few:
+        forgetting.read(held_out)
+    assert few.value.where == "stages.texts.data.validation"
+    runs.clean()
+    built = tmp_path / "built"
+    moved = shutil.copytree(two_stages, tmp_path / "run", symlinks=True)
+    shutil.copytree(two_stages / "texts" / "data", built / "texts")
+    shutil.rmtree(moved / "texts" / "data")
+    recipe = load_recipe([str(moved / "recipe.yaml")]).model_copy(update={"built_dataset": str(built)})
+    (moved / "recipe.yaml").write_text(to_yaml(recipe), encoding="utf-8")
+    with pytest.raises(FledgeError, match="there are 3"):  # it is found where the recipe says
+        ProofRuns(recipes=ProofRecipes.of(moved, "talk"), console=QUIET)._earlier()
+
+
+def test_a_run_without_a_model_is_the_worst_on_the_documents_that_its_figure_reads(slow_run: Path) -> None:
+    runs = ProofRuns(recipes=ProofRecipes.of(slow_run, "talk"), console=QUIET)
+    held_out = runs.held_out([runs.variant({})])
+    before = replace(held_out, examples={"of before": 0})
+    both = replace(held_out, find_earlier=lambda: before)
+    assert YARDSTICKS["earlier_loss"].of_failed(both) == dict.fromkeys(("of before", "run"), held_out.ignorance)
+    assert set(YARDSTICKS["answer_loss"].of_failed(both)) == {*held_out.examples, "run"}
+    with pytest.raises(FledgeError, match="no earlier stage with validation data"):
+        YARDSTICKS["earlier_loss"].read(held_out)
+    runs.clean()
 
 
 def test_every_kind_of_stage_has_a_figure_and_every_figure_a_name_in_both_languages() -> None:

@@ -1,5 +1,8 @@
 """Causes in the size of an update and in their number."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.matching import beyond, matching, times
@@ -13,6 +16,34 @@ NOISY = ("oscillation", "loss spikes", "divergence")
 
 def _limit(name: str) -> float:
     return threshold("batch", name)
+
+
+def is_counted_in_tokens(case: Case) -> bool:
+    """Whether the recipe of a run of fledge gives the size of an update in tokens."""
+    return bool(case.log.stage) and case.settings.other.get("batch.tokens_per_step") is not None
+
+
+def micro_batches(case: Case) -> int:
+    """Micro-batches of an update, as large as the run took them. A run of fledge may merge those of its recipe, and counts the
+    rows of all processes as those of an update."""
+    settings = case.settings
+    if case.log.stage and settings.batch_rows and settings.micro_batch_rows:
+        return max(1, round(settings.batch_rows / settings.micro_batch_rows))
+    return int(settings.accumulation_steps or 1)
+
+
+def resized(case: Case, accumulation: int, **more: Any) -> dict[str, Any] | None:
+    """A change of the rows of an update to so many accumulated micro-batches; `more`: other keys of the section `batch`. What
+    else in the recipe of a run sets the size, or would not fit it, is taken out. None where a value is not known."""
+    keys = {f"batch__{name}": value for name, value in more.items()}
+    changed = patch(case, **keys, batch__gradient_accumulation_steps=accumulation)
+    if changed is None or not case.log.stage:
+        return changed
+    warmup = case.settings.other.get("batch.warmup")
+    begins_with = warmup.get("initial_accumulation_steps", 1) if isinstance(warmup, Mapping) else 0
+    out = [name for name, is_out in (("tokens_per_step", is_counted_in_tokens(case)), ("warmup", begins_with >= accumulation))
+           if is_out]  # fmt: skip
+    return {**{f"stages.{case.log.stage}.batch.{name}": None for name in out}, **changed}
 
 
 def _noise_share(case: Case) -> float | None:
@@ -43,6 +74,10 @@ def small(case: Case) -> Sign | None:
     drowned = f"; the gradient noise scale is {1 / per_noise:,.0f} times as large" if is_drowned and per_noise else ""
     drowned += f"; the loss of single updates jumps by {noise:.0%} of its level" if is_tiny else ""
     wanted = max(2, round(below)) if below > 1 else 8
+    larger = resized(case, wanted * int(case.settings.accumulation_steps or 1))
+    if is_counted_in_tokens(case):
+        rows = case.settings.micro_batch_rows
+        larger = resized(case, wanted * micro_batches(case), micro_batch_size=int(rows) if rows else None)
     return sign(
         SMALL,
         sure,
@@ -51,7 +86,7 @@ def small(case: Case) -> Sign | None:
         proof="train on the same tokens with the larger batch: the loss falls lower and jumps less",
         evidence={"batch_tokens": batch, "low": low, "batch_per_noise_scale": per_noise, "noise_of_loss": noise},
         severity="warning",
-        patch=patch(case, batch__gradient_accumulation_steps=wanted * int(case.settings.accumulation_steps or 1)),
+        patch=larger,
         alternatives={"learning rate too high": "the same batch with a smaller rate"},
         steps=span(case.log.get("train/loss")),
     )
@@ -88,7 +123,7 @@ def large(case: Case) -> Sign | None:
         evidence={"batch_tokens": batch, "high": high, "batch_per_noise_scale": per_noise, "updates": steps,
                   "updates_per_epoch": per_epoch, "symptoms": symptoms},
         severity="warning",
-        patch=patch(case, batch__micro_batch_size=fewer, batch__gradient_accumulation_steps=1),
+        patch=resized(case, 1, micro_batch_size=fewer),
         alternatives={FEW: "the same batch for more updates"},
         steps=span(case.log.get("train/loss")),
     )  # fmt: skip
@@ -118,8 +153,7 @@ def few(case: Case) -> Sign | None:
         proof="train from the same start with four times as many updates: the loss falls lower",
         evidence={"updates": steps, "rows_of_update": rows, "symptoms": symptoms, "late_fall": late},
         severity="warning",
-        patch=patch(case, batch__micro_batch_size=smaller, batch__gradient_accumulation_steps=1)
-        or patch(case, duration=f"{round(max(200, 4 * steps))} steps"),
+        patch=resized(case, 1, micro_batch_size=smaller) or patch(case, duration=f"{round(max(200, 4 * steps))} steps"),
         steps=span(case.log.get("train/loss")),
     )
 

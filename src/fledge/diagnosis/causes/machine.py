@@ -2,7 +2,8 @@
 
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
-from fledge.diagnosis.causes.signs import other_setting, patch, sign, span
+from fledge.diagnosis.causes.batch import micro_batches, resized
+from fledge.diagnosis.causes.signs import other_setting, sign, span
 from fledge.diagnosis.thresholds import threshold
 
 WAITING, SLOWER, GROWING = "waiting for data", "updates become slower", "memory grows"
@@ -81,7 +82,7 @@ def out_of_memory(case: Case) -> Sign | None:
         return None
     rows = case.settings.micro_batch_rows
     fewer = max(1, int(rows // 2)) if rows and rows > 1 else None
-    times = int(case.settings.accumulation_steps or 1)
+    exact = {"merge_micro_batches": False} if case.log.stage and other_setting(case, "device") == "cuda" else {}
     return sign(
         OUT_OF_MEMORY,
         "certain",
@@ -89,7 +90,7 @@ def out_of_memory(case: Case) -> Sign | None:
         hint="use a smaller micro-batch with more accumulation, activation checkpointing, shorter rows, or an adapter",
         proof="train ten updates of the longest rows with the smaller micro-batch",
         evidence={"text": text[:300], "micro_batch_rows": rows},
-        patch=patch(case, batch__micro_batch_size=fewer, batch__gradient_accumulation_steps=2 * times),
+        patch=resized(case, 2 * micro_batches(case), micro_batch_size=fewer, **exact),
         alternatives={GROWING: "system/memory_bytes"},
         steps=None,
     )

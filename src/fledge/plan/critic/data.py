@@ -34,13 +34,14 @@ def short_context(planned: PlannedStage) -> Iterator[Finding]:
         f"set data.max_seq_len to {wanted:,}, or leave long rows out",
         sure="certain",
         evidence={"cut_rows": cut, "rows": used, "lost_tokens": lost, "context": context},
-        patch=planned.longer_context(wanted),
+        patch=planned.other_context(wanted),
     )
 
 
 def long_context(planned: PlannedStage) -> Iterator[Finding]:
     """A context far above the longest row. Rows are packed, so this costs no time; but no position beyond the longest row is
-    trained, and an update reads more rows than its batch says."""
+    trained, and an update reads more rows than its batch says. With labels there is no patch: how many rows of another length
+    hold answers of both is known only when they are packed."""
     longest, context = int((np.diff(planned.train.examples.offsets) - 1).max()), planned.plan.context
     if FAR_ABOVE * longest <= context and planned.train.packs:
         together = planned.train.pieces_per_row
@@ -52,7 +53,7 @@ def long_context(planned: PlannedStage) -> Iterator[Finding]:
             f"data.max_seq_len {enough:,} would do",
             sure="certain",
             evidence={"longest": longest, "context": context, "rows_of_packed_row": together},
-            patch=planned.patch(data__max_seq_len=enough),
+            patch=planned.other_context(enough) if planned.train.examples.labels is None else None,
             severity="info",
         )
 
@@ -69,6 +70,8 @@ def long_prompts(planned: PlannedStage) -> Iterator[Finding]:
         wanted = max(lengths) + stage.rollout.max_new_tokens - 1
         room = stage.data.max_seq_len + 1 - max(lengths)
         fewer = planned.patch(rollout__max_new_tokens=room) if room > 0 else None
+        is_judged = any(one.model is not None for one in stage.rewards)  # by a model, whose positions may be too few for more
+        patch = fewer if is_judged else planned.other_context(wanted) or fewer
         yield planned.finding(
             "data.max_seq_len",
             f"{counted(count, 'prompt')} of {examples.count:,} leave fewer than {stage.rollout.max_new_tokens:,} tokens for an "
@@ -76,7 +79,7 @@ def long_prompts(planned: PlannedStage) -> Iterator[Finding]:
             f"set data.max_seq_len to {wanted:,}, or rollout.max_new_tokens to less",
             sure="certain",
             evidence={"prompts": count, "longest": max(lengths), "max_new_tokens": stage.rollout.max_new_tokens},
-            patch=planned.longer_context(wanted) or fewer,
+            patch=patch,
         )
 
 

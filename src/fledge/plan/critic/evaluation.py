@@ -36,7 +36,8 @@ def few_validation_rows(planned: PlannedStage) -> Iterator[Finding]:
     if held_out >= MIN_VALIDATION_ROWS:
         patch = planned.patch(evaluation__max_packed_rows=len(planned.validation.layout))
     elif share <= 0.5:
-        patch = planned.patch(data__validation=math.ceil(100 * share) / 100)
+        patch = planned.of_other_data(data__validation=math.ceil(100 * share) / 100)
+        patch = planned.with_warmups(patch, planned.plan.steps * (1 - share))
     yield planned.finding(
         "data.validation",
         f"{counted(rows, 'validation row')}: too few for their loss to tell whether the model gets better",
@@ -90,17 +91,24 @@ def idle_early_stopping(planned: PlannedStage) -> Iterator[Finding]:
     patience, count = planned.stage.early_stopping.patience, evaluations(planned.stage, planned.plan.steps)
     if patience is None or patience < count:
         return
-    every, less = planned.plan.steps // (3 * patience), max(2, count // 3)
-    patch = planned.patch(early_stopping__patience=less) if less < count else None
-    if less >= patience or patch is None:
-        patch = planned.patch(evaluation__every_steps=every) if every else None
+    steps, less = planned.plan.steps, max(2, count // 3)
+    every = max(1, steps // (3 * patience))
+    oftener = planned.patch(evaluation__every_steps=every) if math.ceil(steps / every) > patience else None
+    sooner = planned.patch(early_stopping__patience=less) if less < count else None
+    hint = "leave early_stopping.patience out: the stage is too short to stop early"
+    if sooner and oftener:
+        hint = f"set early_stopping.patience to {less:,}, or evaluation.every_steps to {every:,}"
+    elif sooner:
+        hint = f"set early_stopping.patience to {less:,}"
+    elif oftener:
+        hint = f"set evaluation.every_steps to {every:,}"
     yield planned.finding(
         "early_stopping.patience",
         f"early_stopping.patience is {patience:,}, and the stage has only {count:,} evaluations: it cannot stop early",
-        f"set early_stopping.patience to {less:,}, or evaluation.every_steps to {max(1, every):,}",
+        hint,
         sure="certain",
         evidence={"patience": patience, "evaluations": count},
-        patch=patch,
+        patch=sooner or oftener or planned.patch(early_stopping__patience=None),
     )
 
 

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from fledge.findings import Finding
-from fledge.plan.critic.planned_stage import PlannedStage, counted
+from fledge.plan.critic.planned_stage import LONG_WARMUP, USUAL_WARMUP, PlannedStage, counted
 from fledge.plan.evaluation import evaluation_interval
 from fledge.plan.horizon import LEAST_ROWS
 from fledge.run.environment import cores
 
 FEW_UPDATES = 10
-LONG_WARMUP = 0.5  # of the steps: one-cycle schedules rise in 30 to 45 % of them (Smith & Topin 2018), others in less
 EPOCHS = {  # that data bears, without and with a checkpoint that is chosen, or a stop, by validation data
     # Muennighoff et al. 2023: repeated tokens lose 1 − 1/e of their worth after about 16 epochs, nearly all after 40
     "pretrain": (16, 40),
@@ -27,18 +26,23 @@ MOST_MFU = 0.5  # of that, in training: none measured was higher
 MOST_LOST_SECONDS = 3600
 
 
-def _more_updates(planned: PlannedStage, updates: int) -> dict[str, Any]:
-    """A patch with which the stage has at least so many updates: of fewer rows, and for longer where that is not enough."""
-    rows, least = planned.plan.epochs * len(planned.train), LEAST_ROWS.get(planned.stage.kind, 1)
-    size = max(least, min(planned.plan.effective_batch_rows, int(rows // updates)))
-    patch: dict[str, Any] = {}
-    if size < planned.plan.effective_batch_rows:
-        patch |= planned.patch(batch__micro_batch_size=size, batch__gradient_accumulation_steps=1)
-    if planned.written.batch.tokens_per_step is not None:
-        patch |= planned.patch(batch__tokens_per_step=None)
-    if rows / size < updates or "step" in planned.stage.duration:
-        patch |= planned.patch(duration=f"{updates} steps")
-    return patch
+def _sizes(planned: PlannedStage, wanted: int, most: int) -> list[int]:
+    """Rows that an update may have, the best first: as wanted, else twice as many and so on up to the most."""
+    least = max(wanted, LEAST_ROWS.get(planned.stage.kind, 1))
+    return list(dict.fromkeys(min(most, least << doubled) for doubled in range(most.bit_length() + 1)))
+
+
+def _more_updates(planned: PlannedStage, updates: int) -> dict[str, Any] | None:
+    """A patch with which the stage has at least so many updates: of fewer rows, and for longer where that is not enough. None
+    where updates of any size would read answers of one label only."""
+    rows, most = planned.plan.epochs * len(planned.train), planned.plan.effective_batch_rows
+    for size in _sizes(planned, int(rows // updates), most):
+        is_longer = rows / size < updates or "step" in planned.stage.duration
+        duration = f"{updates} steps" if is_longer else planned.stage.duration
+        if planned.mixes_labels(duration, size):
+            patch = planned.rows_of_update(size) if size < most else {}
+            return {**patch, **(planned.patch(duration=duration) if is_longer else {})}
+    return None
 
 
 def few_updates(planned: PlannedStage) -> Iterator[Finding]:
@@ -62,10 +66,9 @@ def batch_above_data(planned: PlannedStage) -> Iterator[Finding]:
     """An update that reads rows twice."""
     rows, available = planned.plan.effective_batch_rows, len(planned.train)
     if rows > available:
-        size = max(1, available // 8)
-        patch = planned.patch(batch__micro_batch_size=size, batch__gradient_accumulation_steps=1)
-        if planned.written.batch.tokens_per_step is not None:
-            patch |= planned.patch(batch__tokens_per_step=None)
+        sizes = _sizes(planned, max(1, available // 8), available)
+        fitting = next((one for one in sizes if planned.mixes_labels(planned.stage.duration, one)), None)
+        size = fitting or sizes[0]
         yield planned.finding(
             "batch.micro_batch_size",
             f"an update reads {counted(rows, 'row')}, but an epoch has only {counted(available, 'packed row')}",
@@ -73,7 +76,7 @@ def batch_above_data(planned: PlannedStage) -> Iterator[Finding]:
             "data.max_seq_len, or use more data",
             sure="certain",
             evidence={"rows_of_update": rows, "rows_of_epoch": available},
-            patch=patch,
+            patch=None if fitting is None else planned.rows_of_update(fitting),
         )
 
 
@@ -87,9 +90,8 @@ def many_epochs(planned: PlannedStage) -> Iterator[Finding]:
         reason = "validation data can then only choose an earlier checkpoint"
     usual = limits[False] // 2
     epochs = max(1, math.floor(usual * planned.plan.epochs / readings))
-    patch = planned.patch(duration=f"{epochs} epochs")
-    if planned.plan.warmup_steps > LONG_WARMUP * planned.plan.steps * epochs / planned.plan.epochs:
-        patch |= planned.patch(schedule__warmup=0.05)
+    shorter = planned.patch(duration=f"{epochs} epochs")
+    patch = planned.with_warmups(shorter, planned.plan.steps * epochs / planned.plan.epochs)
     yield planned.finding(
         "duration",
         f"each row is read {readings:,.3g} times, and rows of this kind bear about {limit}: {reason}",
@@ -111,7 +113,7 @@ def long_warmup(planned: PlannedStage) -> Iterator[Finding]:
             "write a fraction, such as 5%, or train longer",
             sure="certain",
             evidence={"warmup_steps": plan.warmup_steps, "steps": plan.steps},
-            patch=planned.patch(schedule__warmup=0.05),
+            patch=planned.patch(schedule__warmup=USUAL_WARMUP),
         )
 
 

@@ -34,7 +34,9 @@ def large_vocabulary(planned: PlannedStage) -> Iterator[Finding]:
         return
     rows = WANTED_TABLES / (1 - WANTED_TABLES) * (total - tables) / (tables / cost.vocab_size)
     fewer = max(MIN_VOCABULARY, 64 * int(rows // 64))
-    patch = {"tokenizer.vocab_size": fewer, **({"tokenizer.path": None} if planned.recipe.tokenizer.path else {})}
+    patch = {"tokenizer.vocab_size": fewer, **planned.of_other_data()}
+    if planned.recipe.tokenizer.path:
+        patch |= {"tokenizer.path": None}
     yield planned.finding(
         "tokenizer.vocab_size",
         f"{cost.vocab_size:,} tokens take {tables / total:.0%} of {total / 1e6:.1f}M parameters: little is left for the blocks",

@@ -101,6 +101,7 @@ def rank_above_width(planned: PlannedStage) -> Iterator[Finding]:
     if adapter is None or adapter.peft_type == PREFIX or 2 * adapter.r <= planned.width:
         return
     less = max(1, planned.width // 16)
+    equal = [name for name, stage in planned.recipe.stages.items() if stage.adapter == planned.written.adapter]  # it may go on
     yield planned.finding(
         "adapter.r",
         f"an adapter of rank {adapter.r:,} has more numbers than a matrix of width {planned.width:,}: training the weights "
@@ -108,5 +109,5 @@ def rank_above_width(planned: PlannedStage) -> Iterator[Finding]:
         f"set adapter.r to {less:,}, or leave the adapter out",
         sure="certain",
         evidence={"r": adapter.r, "width": planned.width},
-        patch=planned.patch(adapter__r=less),
+        patch={f"stages.{name}.adapter.r": less for name in equal},
     )

@@ -1,18 +1,23 @@
 """A stage as it will be trained, which the checks of the critic read, and the findings that they make of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from fledge.data import FORMATS, PackedDataset, StageDataset
+from fledge.errors import FledgeError
 from fledge.findings import Confidence, Finding, Severity
 from fledge.model.cost import ModelCost
+from fledge.plan.horizon import compute_steps
 from fledge.plan.lr_schedule import learning_rate
-from fledge.plan.stage import StagePlan
+from fledge.plan.stage import StagePlan, check_labels
 from fledge.recipe.schema import Recipe, RuntimeConfig, Stage
 
 SAMPLED_STEPS = 1000  # of which the rates are added up
+LONG_WARMUP = 0.5  # of the steps: one-cycle schedules rise in 30 to 45 % of them (Smith & Topin 2018), others in less
+USUAL_WARMUP, USUAL_RAMP = 0.05, 0.1  # shares of the steps
 Patch = Mapping[str, Any]
 """A change of the recipe: dotted keys and their new values."""
 
@@ -103,12 +108,61 @@ class PlannedStage:
         return Finding(check="", severity=severity, message=message, where=where, hint=hint, confidence=sure,
                        evidence=evidence, patch=patch)  # fmt: skip
 
-    def longer_context(self, length: int) -> dict[str, Any] | None:
-        """A patch with which rows have `length` tokens; None if the model has fewer positions."""
-        patch = self.patch(data__max_seq_len=length)
-        if length <= self.cost.config.max_position_embeddings:
-            return patch
-        return {**patch, "model.max_position_embeddings": length} if self.has_native_sizes else None
+    def of_other_data(self, **values: Any) -> dict[str, Any]:
+        """A patch of keys of the stage, as in `patch`, that change the data, which is then built anew, or only that."""
+        return self.patch(**values) | ({} if self.recipe.built_dataset is None else {"built_dataset": None})
+
+    def rows_of_update(self, rows: int) -> dict[str, Any]:
+        """A patch with which an update has so many rows in one micro-batch, without what else sets or changes its size."""
+        written = self.written.batch
+        patch = self.patch(batch__micro_batch_size=rows, batch__gradient_accumulation_steps=1)
+        if written.tokens_per_step is not None:
+            patch |= self.patch(batch__tokens_per_step=None)
+        return patch if written.warmup is None else patch | self.patch(batch__warmup=None)
+
+    def mixes_labels(self, duration: str, rows: int) -> bool:
+        """Whether all updates of so many rows read answers of both labels, as the plan asks; true where examples have none."""
+        if self.train.examples.labels is None:
+            return True
+        sizes = {"micro_batch_size": rows, "gradient_accumulation_steps": 1, "tokens_per_step": None, "warmup": None}
+        batch = self.stage.batch.model_copy(update=sizes)
+        try:
+            check_labels(self.train, compute_steps(duration, batch, self.train.packed_rows_in, self.train.packed_length))
+        except FledgeError:
+            return False
+        return True
+
+    def with_warmups(self, patch: Patch, steps: float) -> dict[str, Any]:
+        """A patch that leaves about so many steps: warm-ups that are counted in steps and would take most of them become shares
+        of the stage."""
+        whole, written = dict(patch), self.written
+        if written.schedule.warmup >= 1 and self.plan.warmup_steps > LONG_WARMUP * steps:
+            whole |= self.patch(schedule__warmup=USUAL_WARMUP)
+        ramp = written.batch.warmup
+        if ramp is not None and ramp.ramp_steps >= 1 and self.plan.batch_warmup_steps > LONG_WARMUP * steps:
+            whole |= self.patch(batch__warmup__ramp_steps=USUAL_RAMP)
+        return whole
+
+    def other_context(self, length: int) -> dict[str, Any] | None:
+        """A patch with which rows have `length` tokens, and all that is counted in rows or tokens still fits them: limits of
+        prompts and answers, `tokens_per_step`, warm-ups. None if the model has fewer positions."""
+        patch, data, batch = self.of_other_data(data__max_seq_len=length), self.written.data, self.written.batch
+        if length > self.cost.config.max_position_embeddings:
+            if not self.has_native_sizes:
+                return None
+            patch |= {"model.max_position_embeddings": length}
+        for name in ("max_prompt_length", "max_completion_length"):
+            if (getattr(data, name) or 0) > length:
+                patch |= self.patch(**{f"data__{name}": None})
+        if batch.tokens_per_step is not None:
+            of_row = FORMATS[self.stage.kind].packed_length(length)
+            rows = max(1, round(batch.tokens_per_step / of_row))
+            if rows * of_row != batch.tokens_per_step:
+                patch |= self.patch(batch__tokens_per_step=rows * of_row)
+            if batch.micro_batch_size != "auto" and rows % batch.micro_batch_size:
+                patch |= self.patch(batch__micro_batch_size=math.gcd(rows, batch.micro_batch_size))
+        by_rows = "step" not in self.stage.duration and batch.tokens_per_step is None
+        return self.with_warmups(patch, self.plan.steps * (min(1.0, self.plan.context / length) if by_rows else 1.0))
 
 
 def gpu_capability(runtime: RuntimeConfig) -> tuple[int, int] | None:

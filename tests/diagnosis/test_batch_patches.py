@@ -1,0 +1,106 @@
+"""What the causes in the size of an update change: it has the rows that they say, whatever else the recipe says of it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fledge.diagnosis import Case
+from fledge.diagnosis.causes import CAUSES
+from fledge.doctor.scheme_cost import cost_of
+from fledge.recipe import load_recipe, recipe_from_dict, to_yaml
+from fledge.sweep.space import as_overrides
+from fledge.training_log.fledge_settings import recipe_settings
+from fledge.training_log.settings import yaml_tree
+from tests.diagnosis.made_logs import TRAINED, case_of, falling, log_of
+
+CRASH = {"kind": "crash", "text": "torch.OutOfMemoryError: CUDA out of memory"}
+FIGURES: dict[str, dict[str, Any]] = {
+    "batch too small": {"plan/batch_factor": 1 / 8, "plan/batch_tokens": 65_536, "plan/batch_low": 524_288},
+    "batch too large": {"plan/batch_factor": 16.0, "plan/batch_tokens": 65_536, "plan/batch_high": 4096, "plan/steps": 30},
+    "too few updates": {"plan/steps": 8, "plan/is_done": True},
+    "out of memory": {"curve/crash": CRASH["text"]},
+}
+BATCHES: dict[str, dict[str, Any]] = {
+    "tokens": {"tokens_per_step": 65_536},
+    "tokens in micro-batches": {"tokens_per_step": 65_536, "micro_batch_size": 8},
+    "rows with a warm-up": {
+        "micro_batch_size": 8,
+        "gradient_accumulation_steps": 16,
+        "warmup": {"initial_accumulation_steps": 2},
+    },
+    "rows": {"micro_batch_size": 16, "gradient_accumulation_steps": 8},
+}
+ROWS = 128  # of an update, in each of them
+
+
+def recipe_file(folder: Path, batch: dict[str, Any]) -> Path:
+    """The recipe of a run of one stage of 512 tokens a row, with every key written."""
+    data = {"train": "rows.jsonl", "max_seq_len": 512}
+    recipe = recipe_from_dict({"stages": {"sft": {"kind": "sft", "data": data, "batch": batch}}})
+    file = folder / "recipe.yaml"
+    file.write_text(to_yaml(recipe), encoding="utf-8")
+    return file
+
+
+def case(file: Path, figures: dict[str, Any]) -> Case:
+    """A run of that recipe, whose plan took 16 rows as a micro-batch where the recipe leaves it open."""
+    steps = np.arange(1, 31.0)
+    found = recipe_settings(yaml_tree(file), "sft", "recipe.yaml")
+    planned = replace(TRAINED, steps=30.0, batch_rows=float(ROWS), batch_tokens=65_000.0, context=512, tokens=30 * 65_000.0,
+                      micro_batch_rows=found.micro_batch_rows or 16.0, accumulation_steps=found.accumulation_steps,
+                      other=found.other)  # fmt: skip
+    made = case_of(log_of(falling(steps, 4.0, 1.0, 10), planned))
+    made.add("plan", figures)
+    return made
+
+
+def patch_of(cause: str, one: Case) -> dict[str, Any]:
+    sign = next(found for found in CAUSES if found.name == cause).find(one)
+    assert sign is not None and sign.finding.patch is not None
+    return dict(sign.finding.patch)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("cause", FIGURES)
+def test_the_recipe_takes_the_change_and_an_update_has_its_rows(tmp_path: Path, cause: str, batch: str) -> None:
+    file = recipe_file(tmp_path, BATCHES[batch])
+    one = case(file, FIGURES[cause])
+    patch = patch_of(cause, one)
+    changed = load_recipe([str(file)], as_overrides(patch)).stages["sft"].batch
+    assert changed.tokens_per_step is None
+    rows = changed.global_batch_rows(512)
+    wanted = {"batch too small": 8 * ROWS, "batch too large": ROWS // 16, "too few updates": round(ROWS * 8 / 200),
+              "out of memory": ROWS}  # fmt: skip
+    assert rows == wanted[cause]
+    updates = cost_of(one, patch).updates
+    assert updates is not None and updates == pytest.approx(30 * ROWS / rows, abs=1)
+
+
+def test_a_warm_up_of_the_batch_stays_where_it_still_grows(tmp_path: Path) -> None:
+    one = case(recipe_file(tmp_path, BATCHES["rows with a warm-up"]), FIGURES["batch too small"])
+    assert patch_of("batch too small", one) == {"stages.sft.batch.gradient_accumulation_steps": 128}
+
+
+def test_micro_batches_that_a_gpu_merged_do_not_make_updates_larger(tmp_path: Path) -> None:
+    file = recipe_file(tmp_path, {"micro_batch_size": "auto", "gradient_accumulation_steps": 16})
+    one = case(file, FIGURES["out of memory"])
+    merged = replace(one.log.settings, micro_batch_rows=64.0, other={**one.log.settings.other, "device": "cuda"})
+    patch = patch_of("out of memory", Case(log=replace(one.log, settings=merged), figures=one.figures))
+    changed = load_recipe([str(file)], as_overrides(patch)).stages["sft"].batch
+    assert changed.global_batch_rows(512) == ROWS and changed.micro_batch_size == 32 and not changed.merge_micro_batches
+
+
+def test_the_cost_of_other_micro_batches_of_an_update_that_is_counted_in_tokens_is_the_same(tmp_path: Path) -> None:
+    one = case(recipe_file(tmp_path, BATCHES["tokens"]), {})
+    assert cost_of(one, {"stages.sft.batch.micro_batch_size": 4}).updates == 30
+
+
+def test_the_log_of_another_trainer_gets_the_rows_alone(tmp_path: Path) -> None:
+    one = case(recipe_file(tmp_path, BATCHES["tokens"]), FIGURES["batch too large"])
+    foreign = Case(log=replace(one.log, stage=""), figures=one.figures)
+    assert list(patch_of("batch too large", foreign)) == [
+        "stages.sft.batch.micro_batch_size", "stages.sft.batch.gradient_accumulation_steps",
+    ]  # fmt: skip
