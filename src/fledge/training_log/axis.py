@@ -300,8 +300,8 @@ def _of_main_bar(rows: Rows, columns: Columns, facts: TrainingSettings) -> Float
         return None
     if total is None or not (~np.isnan(total)).any():
         return bar
-    planned = facts.steps is not None and (total == facts.steps).any()
-    main = [facts.steps] if planned else main_totals(bar, total, rows.spread(columns.loss))
+    planned = [] if facts.steps is None or not (total == facts.steps).any() else [facts.steps]
+    main = planned or main_totals(bar, total, rows.spread(columns.loss))
     return np.where(np.isin(total, main), bar, np.nan)
 
 
