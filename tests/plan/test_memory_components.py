@@ -151,9 +151,9 @@ def test_a_probe_is_met_exactly_and_only_a_gap_that_was_too_low_grows(gap: int) 
 def test_a_probe_decides_what_fits() -> None:
     inputs, runtime = _inputs(accumulates=False), _runtime()
     available = estimate(inputs, runtime, 8) + 10 * MIB
-    fits = what_would_fit(Plan(inputs, runtime, 8, 8), available)
+    fits = what_would_fit(Plan(inputs=inputs, runtime=runtime, micro=8, rows=8), available)
     probe = MemoryProbe(inputs, runtime, 8, 30 * MIB)
-    probed = what_would_fit(Plan(inputs, runtime, 8, 8, probe=probe), available)
+    probed = what_would_fit(Plan(inputs=inputs, runtime=runtime, micro=8, rows=8, probe=probe), available)
     assert fits.fits and fits.largest == 8
     assert not probed.fits and probed.needs == pytest.approx(available + 20 * MIB)
     assert probed.largest is not None and probed.largest < 8
@@ -164,14 +164,14 @@ def test_a_probe_decides_what_fits() -> None:
 
 
 def test_what_fits_needs_no_measure() -> None:
-    fit = what_would_fit(Plan(_inputs(), _runtime(), 4, 8), 64 * 2**30)
+    fit = what_would_fit(Plan(inputs=_inputs(), runtime=_runtime(), micro=4, rows=8), 64 * 2**30)
     assert fit.fits and fit.measures == [] and fit.largest == 8
 
 
 def test_measures_come_from_the_cheapest_on_with_what_they_need_and_patches_that_a_recipe_accepts() -> None:
     inputs = _inputs(reference=4.0 * TOTAL, can_precompute=True)
     wanted = estimate(inputs, _runtime(), 64)
-    fit = what_would_fit(Plan(inputs, _runtime(), 64, 64), 0.9 * wanted)
+    fit = what_would_fit(Plan(inputs=inputs, runtime=_runtime(), micro=64, rows=64), 0.9 * wanted)
     assert not fit.fits and fit.needs == wanted and fit.largest in (1, 2, 4, 8, 16, 32)
     keys = [next(iter(measure.patch)) for measure in fit.measures]
     assert keys[:2] == ["stage.batch.micro_batch_size", "stage.precompute_ref_log_probs"]
@@ -186,17 +186,17 @@ def test_measures_come_from_the_cheapest_on_with_what_they_need_and_patches_that
 def test_measures_are_taken_together_where_none_is_enough() -> None:
     inputs, runtime = _inputs(row_length=2048), _runtime()
     available = 450 * MIB
-    fit = what_would_fit(Plan(inputs, runtime, 8, 8), available)
+    fit = what_would_fit(Plan(inputs=inputs, runtime=runtime, micro=8, rows=8), available)
     assert fit.largest is None and not any(measure.fits for measure in fit.measures if not measure.together)
     last = fit.measures[-1]
     assert last.together and last.fits and last.needs <= available and len(last.patch) > 2
     _apply(last.of_stage("prefer"))
-    hopeless = what_would_fit(Plan(inputs, runtime, 8, 8), 100 * MIB)
+    hopeless = what_would_fit(Plan(inputs=inputs, runtime=runtime, micro=8, rows=8), 100 * MIB)
     assert not any(measure.fits for measure in hopeless.measures)
 
 
 def test_a_stage_without_weights_to_adapt_is_offered_no_adapter() -> None:
-    fit = what_would_fit(Plan(_inputs(can_adapt=False), _runtime(), 64, 64), 500 * MIB)
+    fit = what_would_fit(Plan(inputs=_inputs(can_adapt=False), runtime=_runtime(), micro=64, rows=64), 500 * MIB)
     assert fit.measures and not any("adapter" in key for measure in fit.measures for key in measure.patch)
 
 

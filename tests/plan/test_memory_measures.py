@@ -42,36 +42,40 @@ def _patched(fit: Fit, **written: Any) -> list[Recipe]:
 
 
 def test_a_smaller_micro_batch_takes_the_place_of_tokens_per_step() -> None:
-    plan = Plan(_inputs(), RUNTIME, 64, 64, has_tokens_per_step=True)
+    plan = Plan(inputs=_inputs(), runtime=RUNTIME, micro=64, rows=64, has_tokens_per_step=True)
     fit = what_would_fit(plan, 0.5 * plan.needs)
     batch = _patched(fit, batch={"tokens_per_step": 64 * 256})[0].stages["sft"].batch
     assert batch.tokens_per_step is None and batch.micro_batch_rows == fit.largest
     assert batch.micro_batch_rows * batch.gradient_accumulation_steps == 64
-    without = what_would_fit(Plan(_inputs(), RUNTIME, 64, 64), fit.available)
+    without = what_would_fit(Plan(inputs=_inputs(), runtime=RUNTIME, micro=64, rows=64), fit.available)
     assert not any("tokens_per_step" in key for measure in without.measures for key in measure.patch)
 
 
 def test_with_fsdp_nothing_is_offered_that_cannot_be_divided() -> None:
     sharded = RUNTIME.model_copy(update={"parallelism": "fsdp"})
-    fit = what_would_fit(Plan(_inputs(), sharded, 2, 2), 300 * MIB)
+    fit = what_would_fit(Plan(inputs=_inputs(), runtime=sharded, micro=2, rows=2), 300 * MIB)
     keys = {key for measure in fit.measures for key in measure.patch}
     assert "runtime.activation_checkpointing" in keys and "stage.data.max_seq_len" in keys
     assert not keys & {"stage.adapter.r", "stage.quantization.quant_type", "stage.optimizer.name"}
     assert len(_patched(fit, runtime={"parallelism": "fsdp"})) == len(fit.measures)
-    divided = {key for measure in what_would_fit(Plan(_inputs(), RUNTIME, 2, 2), 300 * MIB).measures for key in measure.patch}
+    divided = {
+        key
+        for measure in what_would_fit(Plan(inputs=_inputs(), runtime=RUNTIME, micro=2, rows=2), 300 * MIB).measures
+        for key in measure.patch
+    }
     assert {"stage.adapter.r", "stage.quantization.quant_type", "stage.optimizer.name"} <= divided
 
 
 def test_what_limits_a_micro_batch_is_memory_the_update_or_its_use() -> None:
     inputs, available = _inputs(), 64 * 2**30
-    whole = what_would_fit(Plan(inputs, RUNTIME, 8, 32), available)
+    whole = what_would_fit(Plan(inputs=inputs, runtime=RUNTIME, micro=8, rows=32), available)
     assert (whole.largest, whole.limit) == (32, "rows")
-    useful = what_would_fit(Plan(inputs, RUNTIME, 8, 128), available)
+    useful = what_would_fit(Plan(inputs=inputs, runtime=RUNTIME, micro=8, rows=128), available)
     assert (useful.largest, useful.limit) == (64, "speed")  # 16,384 tokens on a CPU
     short = needed_bytes(inputs, RUNTIME, 16, 32) + 1
-    tight = what_would_fit(Plan(inputs, RUNTIME, 8, 32), short)
+    tight = what_would_fit(Plan(inputs=inputs, runtime=RUNTIME, micro=8, rows=32), short)
     assert (tight.largest, tight.limit) == (16, "memory")
-    nothing = what_would_fit(Plan(inputs, RUNTIME, 8, 32), 10 * MIB)
+    nothing = what_would_fit(Plan(inputs=inputs, runtime=RUNTIME, micro=8, rows=32), 10 * MIB)
     assert (nothing.largest, nothing.limit) == (None, "memory")
 
 

@@ -17,7 +17,7 @@ from fledge.recipe.schema import AdapterConfig, QuantizationConfig, RuntimeConfi
 SHORTEST = 128  # tokens of a row, below which it is not shortened
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What decides about memory: the inputs of the estimate, how it is computed, and the rows of a micro-batch and of an
     update, which `count` devices share. `probe`: a measured peak of the stage. `has_tokens_per_step`: whether the recipe sets
