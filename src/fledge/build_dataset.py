@@ -10,9 +10,10 @@ from fledge.data.build.directory import check_unchanged, drop_items
 from fledge.data.build.executors import Executor
 from fledge.data.build.plan import plan_build
 from fledge.errors import FledgeError
-from fledge.prepare import Preparation, save_tokenizer
+from fledge.prepare import Preparation
 from fledge.recipe import Recipe, differences, load_recipe, to_yaml
 from fledge.run import check_layout, exclusive_lock, write_text
+from fledge.tokenizer.saving import save_tokenizer
 
 
 def build(recipe: Recipe, out: Path, executor: Executor | None, log: Callable[[str], None]) -> dict[str, StageDataset]:

@@ -20,7 +20,7 @@ from fledge.evaluate.sets.in_stage import check_sets, load_stage_sets
 from fledge.monitor.run_logger import show_finding
 from fledge.pinned_prompt_tests import PinnedPromptTests
 from fledge.plan.warnings import PlanError
-from fledge.prepare import Preparation, PreparedStage, save_tokenizer
+from fledge.prepare import Preparation, PreparedStage
 from fledge.recipe import Recipe, differences, to_yaml
 from fledge.recipe.initial_weights import first_initial_weights
 from fledge.resume import RunHistory
@@ -33,6 +33,7 @@ from fledge.run.text_files import remove_partial_files
 from fledge.run_context import AfterStage, RunContext
 from fledge.stage import StageRunner
 from fledge.tokenizer import Tokenizer
+from fledge.tokenizer.saving import save_tokenizer
 from fledge.training.batch_source import check_enough_rows
 
 NOT_SHARDED = {"adamw8bit": "the blocks of 8-bit AdamW", "adafactor": "the means of rows and columns of Adafactor"}

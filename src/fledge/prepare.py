@@ -1,7 +1,6 @@
 """The preparation of a run: the rows of its stages, the tokenizer, the tokens of its stages, and the plan of each stage."""
 
 import datetime
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -393,15 +392,3 @@ class Preparation:
         if not self.resuming or self.run is None or not self.run.stage(name).plan.exists():
             return None
         return read_json(self.run.stage(name).plan, RecordedPlan, "put the file back as it was, or start under another --name")
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, replace: bool = False) -> None:
-    """Save a tokenizer into a folder, which appears complete or not at all. A saved tokenizer stays as it is, unless `replace`:
-    then it is one that a killed process has left, perhaps of another recipe."""
-    if (folder / "tokenizer_config.json").exists() and not replace:
-        return
-    tmp_path = folder.with_name(f".{folder.name}")
-    shutil.rmtree(tmp_path, ignore_errors=True)
-    tokenizer.save(tmp_path)
-    shutil.rmtree(folder, ignore_errors=True)
-    tmp_path.replace(folder)

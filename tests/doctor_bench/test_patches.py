@@ -18,8 +18,8 @@ from fledge.model.moe import Router
 from fledge.objective import language, preference
 from fledge.objective.language import CausalLMObjective
 from fledge.objective.preference import DPOObjective
-from fledge.prepare import save_tokenizer
 from fledge.tokenizer import Tokenizer
+from fledge.tokenizer.saving import save_tokenizer
 from fledge.training import reference, rollout_source, trainable, trainer, validation
 from fledge.training.batch_source import DatasetSource
 from fledge.training.reference import ReferenceProvider

@@ -81,5 +81,7 @@ def test_what_limits_a_micro_batch_is_memory_the_update_or_its_use() -> None:
 
 @pytest.mark.parametrize("rows", [1, 7])
 def test_an_update_without_divisors_is_limited_by_its_rows_or_by_memory(rows: int) -> None:
-    fit = what_would_fit(Plan(_inputs(), RUNTIME, 1, rows), needed_bytes(_inputs(), RUNTIME, 1, rows) + 1)
+    fit = what_would_fit(
+        Plan(inputs=_inputs(), runtime=RUNTIME, micro=1, rows=rows), needed_bytes(_inputs(), RUNTIME, 1, rows) + 1
+    )
     assert (fit.largest, fit.limit) == (1, "rows" if rows == 1 else "memory")

@@ -80,9 +80,9 @@ class GroupFolder:
         return [name for name in STARTS if name in needed or (name == "base" and needed)]
 
     def _train_tokenizers(self, log: Log) -> None:
-        from fledge.prepare import save_tokenizer
         from fledge.run.console import silent
         from fledge.tokenizer import train_tokenizer
+        from fledge.tokenizer.saving import save_tokenizer
 
         for kind, template in TEMPLATES.items():
             folder = self.tokenizer(kind)

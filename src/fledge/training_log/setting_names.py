@@ -157,3 +157,15 @@ def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 def switch(value: Any) -> bool | None:
     """The value as true or false; None for others."""
     return boolean(value)
+
+
+def literal(text: str) -> Any:
+    """The value of a text: a number, a truth or the text itself without its quotes."""
+    text = text.strip().rstrip(",").strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    found = parse_number(text)
+    return found.value if found else text

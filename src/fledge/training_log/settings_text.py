@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fledge.training_log.derive import derived
-from fledge.training_log.numbers import parse_number
 from fledge.training_log.records import TrainingSettings
-from fledge.training_log.setting_names import BY_NAME, CHOSEN_SECTION, WARMUP_SHARE_NAMES, setting_key
+from fledge.training_log.setting_names import BY_NAME, CHOSEN_SECTION, WARMUP_SHARE_NAMES, literal, setting_key
 from fledge.training_log.settings_map import WORD_KEYS, settings_from
 
 
@@ -343,18 +342,6 @@ def _comments(piece: Piece, lines: list[str]) -> None:
         match = PRODUCT.search(line.partition("#")[2])
         if match and math.prod(int(one) for one in re.findall(r"\d+", match[1])) == int(match[2]):
             piece.rows_of_update = float(match[2])
-
-
-def literal(text: str) -> Any:
-    """The value of a text: a number, a truth or the text itself without its quotes."""
-    text = text.strip().rstrip(",").strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    found = parse_number(text)
-    return found.value if found else text
 
 
 # -- what is the run's own ----------------------------------------------------------------------------------------------
