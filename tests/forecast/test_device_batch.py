@@ -72,3 +72,15 @@ def test_a_micro_batch_that_does_not_divide_the_update_is_an_error(tmp_path: Pat
     odd = ["--stages.pretrain.batch.micro_batch_size", "60"]
     assert main(["plan", str(tmp_path / "open.yaml"), "--tokens", "1B", "--device", "T4", *odd]) == 2
     assert "1,024 rows per step are not a multiple of 60" in capsys.readouterr().err
+
+
+def test_a_smaller_micro_batch_is_offered_as_options_that_the_recipe_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "open.yaml").write_text(OPEN, encoding="utf-8")
+    plan = ["plan", str(tmp_path / "open.yaml"), "--tokens", "1B", "--device", "T4"]
+    assert main([*plan, "--stages.pretrain.batch.micro_batch_size", "512"]) == 2
+    line = next(line for line in capsys.readouterr().out.splitlines() if "→ --stages.pretrain.batch.micro_batch_size" in line)
+    options = line.split("→ ")[1].split(": ")[0].split()
+    assert "--stages.pretrain.batch.tokens_per_step" in options
+    assert main([*plan, *options]) == 0

@@ -80,7 +80,14 @@ def stage_on_device(inputs: StageInputs, target: Target, probed: ProbedStage | N
     share = _share(inputs, needs, runtime, target)
     needs = replace(needs, accumulates=share.micro_batches > 1)
     measured = None if probed is None else probed.peak_memory
-    plan = Plan(inputs=needs, runtime=runtime, micro=share.micro, rows=inputs.horizon.global_batch_rows, count=count)
+    plan = Plan(
+        inputs=needs,
+        runtime=runtime,
+        micro=share.micro,
+        rows=inputs.horizon.global_batch_rows,
+        count=count,
+        has_tokens_per_step=inputs.batch is not None and inputs.batch.tokens_per_step is not None,
+    )
     if measured is not None:
         plan = replace(plan, probe=MemoryProbe(needs, runtime, share.micro, measured - plan.needs))
     return StageOnDevice(
