@@ -1,5 +1,9 @@
 """The head in chunks is the plain cross-entropy, in value and in every gradient."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -284,3 +288,36 @@ def test_a_gpu_computes_what_the_cpu_computes(dtype: torch.dtype) -> None:
         )
     for a, b in zip(*results, strict=True):
         assert torch.linalg.vector_norm(a - b) <= (1e-5 if dtype == torch.float32 else 0.01) * torch.linalg.vector_norm(a)
+
+
+PEAK = """
+import torch
+from fledge.model.linear_cross_entropy import cross_entropy
+
+def resident(name):
+    line = next(line for line in open("/proc/self/status") if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+def step(vocabulary, width, rows):
+    hidden = torch.randn(rows, width).bfloat16().requires_grad_()
+    weight = torch.randn(vocabulary, width, requires_grad=True)
+    before = resident("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")
+    cross_entropy(hidden, weight, torch.randint(vocabulary, (rows,)), torch.ones(rows)).backward()
+    return resident("VmHWM") - before
+
+torch.set_num_threads(1)
+step(100, 64, 32)  # what the first products load
+print(step(65_536, 128, 1100))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
+def test_a_step_in_bfloat16_holds_no_hidden_copy_of_the_logits() -> None:
+    """64 MiB of logits, a head of 16 MiB in bfloat16, its gradient of 32, a tile of 6 and 4 of float32 rows. In bfloat16
+    `scatter_` holds all logits once more in float32, 128 MiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert 100 < float(done.stdout) < 150

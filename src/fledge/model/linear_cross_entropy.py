@@ -18,7 +18,7 @@ CHUNK = 512  # most rows of logits in a chunk on a CPU; a GPU needs more to be b
 _CHUNK_ON_GPU = 8192
 _LOGITS_BYTES, _LOGITS_BYTES_ON_GPU = 2**27, 2**29  # size of the buffer of logits
 _FLOAT32_LOGITS, _FLOAT32_LOGITS_ON_GPU = 2**20, 2**25  # logits that are converted to float32 at a time
-_TILE, _TILE_ON_GPU = 2**22, 2**26  # numbers of a low-precision product before it is accumulated in float32
+_TILE, _TILE_ON_GPU = 2**20, 2**26  # numbers of a low-precision product before it is accumulated in float32
 
 LossKernel = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 """A function with the arguments and results of `_softmax_grad_chunk`."""
@@ -31,9 +31,33 @@ def chunk_rows(vocabulary: int, dtype: torch.dtype, device: torch.device) -> int
     return max(16, min(most, size // (vocabulary * dtype.itemsize) // 16 * 16))
 
 
-def _float32_rows(logits: Tensor) -> int:
-    """Rows of logits [r, V] that are converted to float32 at a time."""
-    return max(1, (_FLOAT32_LOGITS if logits.device.type == "cpu" else _FLOAT32_LOGITS_ON_GPU) // logits.shape[-1])
+def float32_logits(device: torch.device) -> int:
+    """Number of logits in low precision that are converted to float32 at a time."""
+    return _FLOAT32_LOGITS if device.type == "cpu" else _FLOAT32_LOGITS_ON_GPU
+
+
+def tile_numbers(device: torch.device) -> int:
+    """Numbers of a low-precision product for the gradient of the head's matrix, which is then added in float32."""
+    return _TILE if device.type == "cpu" else _TILE_ON_GPU
+
+
+class _Float32Rows:
+    """Logits [r, V] in float32, a few rows at a time, in one buffer: an allocator that gives and takes such blocks one by one
+    may leave a hole for each (32 of 4 MiB were seen)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.step = min(max(1, float32_logits(logits.device) // logits.shape[-1]), len(logits))
+        is_float32 = logits.dtype == torch.float32
+        self.buffer = None if is_float32 else logits.new_empty(self.step, logits.shape[-1], dtype=torch.float32)
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield for each block the slice of its rows and the float32 logits: the buffer, or the rows themselves where they are
+        float32."""
+        for start in range(0, len(self.logits), max(1, self.step)):
+            rows = slice(start, min(start + self.step, len(self.logits)))
+            block = self.logits[rows]
+            yield rows, block if self.buffer is None else self.buffer[: len(block)].copy_(block)
 
 
 def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,25 +74,30 @@ def _softmax_grad_chunk(logits: Tensor, weights: Tensor, smoothing: float) -> tu
     number of each row, and is added by the caller. `torch.compile` makes one pass over the logits of this function.
     """
     wide = logits.float()
+    norm, mean = _softmax_grad(wide, weights, smoothing)
+    if wide.dtype != logits.dtype:
+        logits.copy_(wide)
+    return norm, mean
+
+
+def _softmax_grad(wide: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """`_softmax_grad_chunk` of float32 logits."""
     mean = wide.mean(-1) if smoothing else torch.zeros_like(weights)
     total, norm = _exponentiate(wide)
     wide.mul_(weights[:, None] / total)
     if smoothing:
-        wide.sub_(weights[:, None] * (smoothing / logits.shape[-1]))
-    if wide.dtype != logits.dtype:
-        logits.copy_(wide)
+        wide.sub_(weights[:, None] * (smoothing / wide.shape[-1]))
     return norm[:, 0], mean
 
 
 def _softmax_grad_in_blocks(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """`_softmax_grad_chunk`, a few rows at a time, so that the float32 copy stays small and in the processor's cache."""
-    step = _float32_rows(logits)
-    blocks = [
-        _softmax_grad_chunk(logits[start : start + step], weights[start : start + step], smoothing)
-        for start in range(0, len(logits), step)
-    ]
-    norms, means = zip(*blocks, strict=True)
-    return torch.cat(norms), torch.cat(means)
+    norms, means = torch.empty_like(weights), torch.empty_like(weights)
+    for rows, wide in _Float32Rows(logits):
+        norms[rows], means[rows] = _softmax_grad(wide, weights[rows], smoothing)
+        if wide.dtype != logits.dtype:
+            logits[rows] = wide
+    return norms, means
 
 
 class _Chunks:
@@ -102,6 +131,11 @@ class _Gradients:
         self.hidden = make(hidden, memory_format=torch.contiguous_format) if for_hidden else None
         make = torch.empty if chunks.count else torch.zeros
         self.weight = make(weight.shape, dtype=torch.float32, device=weight.device) if for_weight else None
+        self.product = None  # a tile of the low-precision product for the weight; one buffer for all chunks
+        if for_weight and hidden.dtype != torch.float32:
+            self.product = hidden.new_empty(
+                min(max(1, tile_numbers(weight.device) // weight.shape[1]), len(weight)), weight.shape[1]
+            )
 
     def add(self, span: slice, states: Tensor, grad_logits: Tensor) -> None:
         """Add the contribution of a chunk with hidden states [r, D] and gradients of its logits [r, V]."""
@@ -119,8 +153,9 @@ class _Gradients:
         if states.dtype == total.dtype:
             total.addmm_(grad_logits.t(), states, beta=1 if self.has_weight_sum else 0)
             return
-        step = max(1, (_TILE if total.device.type == "cpu" else _TILE_ON_GPU) // total.shape[1])
-        product = states.new_empty(min(step, len(total)), total.shape[1])
+        product = self.product
+        assert product is not None
+        step = max(1, len(product))
         for start in range(0, len(total), step):
             tile, columns = total[start : start + step], grad_logits[:, start : start + step]
             tile_product = torch.mm(columns.t(), states, out=product[: len(tile)])
@@ -154,7 +189,8 @@ def _differentiate(
             chunks.buffer[len(logits) :] = 0
             norm, mean = (values[: len(logits)] for values in kernel(chunks.buffer, F.pad(w, (0, spare)), smoothing))
         share = torch.expm1(target_logits - norm) + smoothing * (1 - 1 / logits.shape[-1])  # p − 1 without cancellation
-        logits.scatter_(-1, target, (w * share)[:, None].to(logits.dtype))
+        each = torch.arange(len(logits), device=logits.device)
+        logits[each, target[:, 0]] = (w * share).to(logits.dtype)  # scatter_ in bfloat16 copies all of them to float32
         total += ((norm - (1 - smoothing) * target_logits - smoothing * mean) * w).sum()
         gradients.add(span, states, logits)
     return total
@@ -220,10 +256,9 @@ def _score(chunks: _Chunks, targets: Tensor, compare: bool) -> tuple[Tensor, Ten
     logps = torch.empty(chunks.count, dtype=torch.float32, device=targets.device)
     correct = torch.zeros(chunks.count, dtype=torch.bool, device=targets.device)
     for span, _, logits in chunks:
-        step = _float32_rows(logits)
-        for start in range(0, len(logits), step):
-            block = slice(span.start + start, min(span.start + start + step, span.stop))
-            wide, target = logits[start : start + step].float(), targets[block, None]
+        for rows, wide in _Float32Rows(logits):
+            block = slice(span.start + rows.start, span.start + rows.stop)
+            target = targets[block, None]
             target_logits = wide.gather(-1, target)
             if compare:
                 correct[block] = wide.argmax(-1) == target[:, 0]

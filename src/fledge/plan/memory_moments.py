@@ -14,7 +14,7 @@ import torch
 
 from fledge.model.attention import MOST_BLOCKS, QUERY_BLOCK
 from fledge.model.cost import ModelCost
-from fledge.model.linear_cross_entropy import chunk_rows
+from fledge.model.linear_cross_entropy import chunk_rows, float32_logits, tile_numbers
 from fledge.model.segments import segment_room
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
 
@@ -28,7 +28,6 @@ FIXED_SHAPES, MOST_KERNELS = 60, 1024  # shapes of a dense model on rows of one 
 PRODUCTS_OF_EXPERT, PRODUCTS_OF_HEAD, PRODUCTS_OF_ATTENTION = 6, 3, 7  # forward and backward, where their rows differ
 SHAPES_OF_MUON = 30  # some products of each shape of a block's matrices
 QUERIES = 128  # of a block of `segments`
-FLOAT32_LOGITS = {"cpu": 2**20, "cuda": 2**25}  # logits in low precision that are widened at a time (`linear_cross_entropy`)
 FUSED = ("sdpa", "segments")  # backends that hold the scores of a few queries only
 MASK_BYTES = {"sdpa": 1, "segments": 0}  # on a CPU, of each pair of positions of a row; others: the size of a number
 # A CPU's allocator leaves holes between tensors that stay and tensors that come and go: a share of these, and, where what a
@@ -221,17 +220,20 @@ class _Step:
         return 0.0 if self.inputs.adapter is not None else 4.0 * self.inputs.cost.head_parameters
 
     def logits(self) -> float:
-        """The chunk of logits; in low precision also the part of it in float32 and the head's matrix in that precision."""
+        """The chunk of logits; in low precision also the part of it in float32, the head's matrix in that
+        precision, and a tile of the product for its gradient."""
         cost = self.inputs.cost
         if not cost.has_lm_head:
             return 0.0
         dtype = torch.float32 if self.size == 4 else torch.bfloat16
-        chunk = min(self.tokens, chunk_rows(cost.vocab_size, dtype, torch.device(self.inputs.device)))
+        device = torch.device(self.inputs.device)
+        chunk = min(self.tokens, chunk_rows(cost.vocab_size, dtype, device))
         logits = chunk * cost.vocab_size
         if self.size == 4:
             return 4.0 * logits
-        widened = 4 * min(logits, FLOAT32_LOGITS["cpu" if self.inputs.device == "cpu" else "cuda"])
-        return float(self.size * (logits + cost.head_parameters) + widened)
+        widened = 4 * min(logits, float32_logits(device))
+        tile = 0 if self.inputs.adapter is not None else (4 + self.size) * min(tile_numbers(device), cost.head_parameters)
+        return float(self.size * (logits + cost.head_parameters) + widened + tile)
 
     def saved(self) -> float:
         """Bytes that the forward pass saves for the backward pass, masks included."""
