@@ -65,6 +65,7 @@ MEASURES = {
     "data/answer_tokens": _data("mean tokens of an answer, its end included"),
     "data/answer_fit": _data("share of the tokens of answers, rare ones first, in own prompts − in those of others"),
     "data/answer_fit_z": _data("the same in standard errors"),
+    "data/answers_misplaced": _data("share of the answers that plainly belong to one question, and stand with another one"),
     "data/template_differs": _data("share of sampled conversations whose prompt is rendered otherwise for answering"),
     "data/equal_pairs": _data("share of pairs whose chosen and rejected answers are equal"),
     "data/chosen_longer": _data("share of pairs whose chosen answer is the longer one"),

@@ -87,6 +87,7 @@ HEALTHY: dict[str, Any] = {
     "data/answer_tokens": 15.0,
     "data/answer_fit": 0.25,
     "data/answer_fit_z": 19.0,
+    "data/answers_misplaced": 0.02,
     "data/built_differs": 0.0,
     "data/answers_without_weight": 0.0,
     "data/equal_pairs": 0.0,

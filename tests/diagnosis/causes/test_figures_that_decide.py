@@ -16,6 +16,7 @@ GRADED: list[tuple[str, str, str, str, int, str, dict[str, Any]]] = [
     ("prompt not masked", "sft", "targets", "prompt_supervised", UP, "data/prompt_supervised_share", {}),
     ("answers paired with wrong prompts", "sft", "targets", "answer_fit", DOWN, "data/answer_fit_z",
      {"probe/answers_helped": None}),
+    ("answers paired with wrong prompts", "sft", "targets", "misplaced", UP, "data/answers_misplaced", {}),
     ("noisy answers", "sft", "targets", "tokens_differ", UP, "data/answer_tokens_differ", {}),
     ("tokenizer does not fit the model", "sft", "template", "tokens_differ", UP, "data/prompt_tokens_differ",
      {"data/text_differs": 1.0}),

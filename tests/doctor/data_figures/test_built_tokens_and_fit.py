@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from fledge.data import StageDataset
+from fledge.diagnosis.data_figures import ConversationShape, read_sequences
+from fledge.diagnosis.data_figures.prompt_fit import misplaced_answers
 from fledge.diagnosis.measures import MEASURES
 from fledge.doctor.data_figures import dataset_figures
+from fledge.doctor.data_figures.loading import UpdateSize, read_batches
 from fledge.tokenizer import Tokenizer
 from tests.doctor.data_figures.support import changed, sentence, values
 from tests.support.sources import jsonl, prepare
@@ -51,6 +54,23 @@ def test_answers_of_other_prompts(chatml: Tokenizer, tmp_path: Path) -> None:
     found = values(dataset_figures(built(tmp_path, echoes(True), chatml), chatml))
     assert abs(found["answer_fit_z"]) < 4
     assert abs(found["answer_fit"]) < 0.06
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_share_of_answers_that_stand_with_other_questions(chatml: Tokenizer, tmp_path: Path, share: float) -> None:
+    rows, draw = echoes(False), np.random.default_rng(1)
+    moved = np.flatnonzero(draw.random(COUNT) < share)
+    answers = [rows[number]["messages"][1] for number in np.roll(moved, 1)]
+    for number, answer in zip(moved, answers, strict=True):
+        rows[number]["messages"] = [rows[number]["messages"][0], answer]
+    found = values(dataset_figures(built(tmp_path, rows, chatml), chatml))
+    assert abs(found["answers_misplaced"] - len(moved) / COUNT) < 0.1
+
+
+def test_a_small_part_of_the_data_says_nothing_of_where_answers_belong(data: StageDataset, chatml: Tokenizer) -> None:
+    read = read_sequences(read_batches(data.train, UpdateSize(), 200), data.train.examples, splits=False)
+    answers = ConversationShape.of(chatml).answers(read.tokens, read.offsets)
+    assert misplaced_answers(read, answers, 800) and not misplaced_answers(read, answers, 801)
 
 
 def test_noise_in_answers(data: StageDataset, chatml: Tokenizer) -> None:

@@ -189,6 +189,11 @@ def wrong_prompts(case: Case) -> Sign | None:
         found = (confidence or "possible"), told if found is None else f"{told}, and {found[1]}"
     elif found is not None and fit is not None:
         found = (at_most("possible", found[0]) or "possible"), found[1]
+    misplaced = number(case, "data/answers_misplaced")
+    elsewhere = above("targets", "misplaced", misplaced)
+    if misplaced is not None and elsewhere is not None and (found is None or found[0] == "possible"):
+        told = f"{misplaced:.0%} of the answers that plainly belong to one question of the data stand with another one"
+        found = strongest(elsewhere, found[0] if found is not None else None) or elsewhere, told
     if found is None:
         return None
     names = ("answer_gain", "answers_helped", "answer_loss", "base_answer_loss", "base_answer_gain")
@@ -199,7 +204,11 @@ def wrong_prompts(case: Case) -> Sign | None:
         hint="read ten pairs of prompt and answer as they stand in the training data; look for columns that were sorted, "
         "shuffled or joined separately",
         proof="train some updates on fifty pairs that were checked by hand: own prompts must lower the loss of answers",
-        evidence={"data/answer_fit_z": fit, **{f"probe/{name}": number(case, f"probe/{name}") for name in names}},
+        evidence={
+            "data/answer_fit_z": fit,
+            "data/answers_misplaced": misplaced,
+            **{f"probe/{name}": number(case, f"probe/{name}") for name in names},
+        },
         alternatives={"trained too short": "the slope of the loss: it still falls where training is only short"},
         steps=span(case.log.get("train/loss")),
     )

@@ -14,7 +14,7 @@ from fledge.diagnosis.data_figures import ConversationShape, ReadSequences, batc
 from fledge.diagnosis.data_figures.entropy import entropy_figures
 from fledge.diagnosis.data_figures.order import order_figures
 from fledge.diagnosis.data_figures.pairs import has_pairs, pair_figures
-from fledge.diagnosis.data_figures.prompt_fit import prompt_fit
+from fledge.diagnosis.data_figures.prompt_fit import misplaced_answers, prompt_fit
 from fledge.diagnosis.data_figures.repeats import duplicate_figures, largest_answer, repeated_ngrams
 from fledge.diagnosis.data_figures.roles import AnswerRules, role_figures, trained_answers
 from fledge.doctor.data_figures.built_tokens import built_token_figures, longer_texts
@@ -78,7 +78,8 @@ def dataset_figures(
     figures |= role_figures(read, shape, rules) | _answers(read, shape, rules, tokenizer)
     figures |= built_figures(again, untold) | template_figures(again, tokenizer, serving)
     figures |= built_token_figures(again, tokenizer) | longer_texts(again)
-    figures |= prompt_fit(read, trained_answers(read, shape, rules))
+    trained = trained_answers(read, shape, rules)
+    figures |= prompt_fit(read, trained) | misplaced_answers(read, trained, train.examples.count)
     return figures | (pair_figures(train.examples, shape, conversations) if has_pairs(plan.format) else {})
 
 
