@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.model.grouped_mm import grouped_mm, grouped_outer, permute, place_ends, unpermute
+from fledge.model.product_shapes import padded_length
 from tests.support.experts import random_tensor
 
 
@@ -24,6 +25,25 @@ def test_grouped_products_and_their_gradients_equal_products_of_each_group(lengt
         mine, theirs = torch.autograd.grad(product, (rows, form), upstream)
         torch.testing.assert_close(mine, by_rows, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(theirs.transpose(1, 2) if transpose else theirs, by_matrices, atol=1e-5, rtol=1e-5)
+
+
+@given(lengths=st.lists(st.integers(0, 70), min_size=1, max_size=6))
+def test_products_in_bfloat16_equal_products_of_each_group(lengths: list[int]) -> None:
+    """Their rows are padded, so that shapes repeat; no row of another group comes into a result."""
+    ends = torch.tensor(lengths).cumsum(0)
+    rows, right = random_tensor(sum(lengths), 8).bfloat16(), random_tensor(sum(lengths), 4, seed=2).bfloat16()
+    matrices = random_tensor(len(lengths), 8, 4, seed=1).bfloat16()
+    groups = rows.split(lengths)
+    expected = torch.cat([group.float() @ matrix.float() for group, matrix in zip(groups, matrices, strict=True)])
+    torch.testing.assert_close(grouped_mm(rows, matrices, ends, False).float(), expected, atol=2e-2, rtol=2e-2)
+    outer = torch.stack([a.float().t() @ b.float() for a, b in zip(groups, right.split(lengths), strict=True)])
+    torch.testing.assert_close(grouped_outer(rows, right, ends).float(), outer, atol=4e-2, rtol=2e-2)
+
+
+def test_padded_lengths_are_few_and_not_much_longer() -> None:
+    lengths = range(1, 4097)
+    assert all(0 <= padded_length(length) - length <= max(15, length // 8) for length in lengths)
+    assert len({padded_length(length) for length in lengths}) < 64
 
 
 def test_a_gradient_of_one_expanded_number_is_accepted() -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fledge.model.product_shapes import is_compiled_by_shape, padded_length
+
 KERNEL_CAPABILITIES = (9, 10)  # first numbers of the compute capabilities with the grouped kernel
 ALIGNMENT = 8  # bfloat16 numbers in the 16 bytes to which the rows of the grouped kernel are aligned
 
@@ -49,6 +51,19 @@ def _ranges(ends: Tensor) -> list[tuple[int, int]]:
     return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
+def _product_of_group(rows: Tensor, start: int, stop: int, matrix: Tensor, out: Tensor) -> None:
+    """out[start:stop] = rows[start:stop] · matrix. Rows of later groups may be multiplied too, and are written again by
+    them."""
+    if not is_compiled_by_shape(rows):
+        torch.mm(rows[start:stop], matrix, out=out[start:stop])
+        return
+    end = start + padded_length(stop - start)
+    if end <= len(rows):
+        torch.mm(rows[start:end], matrix, out=out[start:end])
+    else:
+        out[start:stop] = (F.pad(rows[start:stop], (0, 0, 0, end - stop)) @ matrix)[: stop - start]
+
+
 @torch.library.custom_op("fledge::grouped_mm", mutates_args=())
 def grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) -> Tensor:
     """Row m of group g times matrix g, or times its transpose: rows [M, K], matrices [G, K, O] or [G, O, K] -> [M, O].
@@ -63,7 +78,7 @@ def grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor, transpose: bool) ->
     out = rows.new_empty(rows.shape[0], matrices.shape[2])
     for group, (start, stop) in enumerate(_ranges(ends)):
         if start < stop:
-            torch.mm(rows[start:stop], matrices[group], out=out[start:stop])
+            _product_of_group(rows, start, stop, matrices[group], out)
     return out
 
 
@@ -83,7 +98,9 @@ def grouped_outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     out = left.new_empty(ends.shape[0], left.shape[1], right.shape[1])
     for group, (start, stop) in enumerate(_ranges(ends)):
         if start < stop:
-            torch.mm(left[start:stop].t(), right[start:stop], out=out[group])
+            more = padded_length(stop - start) - (stop - start) if is_compiled_by_shape(left) else 0
+            mine, theirs = (F.pad(side[start:stop], (0, 0, 0, more)) if more else side[start:stop] for side in (left, right))
+            torch.mm(mine.t(), theirs, out=out[group])
         else:
             out[group].zero_()
     return out

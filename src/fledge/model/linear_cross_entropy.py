@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fledge.model.product_shapes import is_compiled_by_shape, padded_length
+
 CHUNK = 512  # most rows of logits in a chunk on a CPU; a GPU needs more to be busy
 _CHUNK_ON_GPU = 8192
 _LOGITS_BYTES, _LOGITS_BYTES_ON_GPU = 2**27, 2**29  # size of the buffer of logits
@@ -109,15 +111,24 @@ class _Chunks:
         self.weight = weight.to(hidden.dtype)  # rounded once, for all chunks
         self.count = len(hidden) if rows is None else len(rows)
         self.size = chunk_rows(len(weight), hidden.dtype, hidden.device)
-        self.buffer = hidden.new_empty(self.size if full_buffer else min(self.size, self.count), len(weight))
+        self.buffer = hidden.new_empty(self.size if full_buffer else self._padded(self.count), len(weight))
+
+    def _padded(self, count: int) -> int:
+        """Rows of the products of so many rows of hidden states: on a CPU in low precision their number should repeat."""
+        return min(self.size, padded_length(count) if is_compiled_by_shape(self.hidden) else count)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield for each chunk the slice of its rows, its hidden states [r, D], and its logits [r, V], which the next chunk
-        overwrites."""
+        """Yield for each chunk the slice of its rows, its hidden states [r, D], with zeros behind them up to a length that
+        repeats, and its logits [r, V], which the next chunk overwrites. The buffer is zero behind them, as far as the states
+        are."""
         for start in range(0, self.count, self.size):
             span = slice(start, min(start + self.size, self.count))
             states = self.hidden[span] if self.rows is None else self.hidden.index_select(0, self.rows[span])
-            yield span, states, torch.mm(states, self.weight.t(), out=self.buffer[: len(states)])
+            count = len(states)
+            if (more := self._padded(count) - count) > 0:
+                states = F.pad(states, (0, 0, 0, more))
+            torch.mm(states, self.weight.t(), out=self.buffer[: len(states)])
+            yield span, states, self.buffer[:count]
 
 
 class _Gradients:
@@ -138,12 +149,17 @@ class _Gradients:
             )
 
     def add(self, span: slice, states: Tensor, grad_logits: Tensor) -> None:
-        """Add the contribution of a chunk with hidden states [r, D] and gradients of its logits [r, V]."""
-        rows = self.chunks.rows
-        if self.hidden is not None and rows is None:
+        """Add the contribution of a chunk with hidden states [≥ r, D] and gradients of its logits [≥ r, V], both zero behind
+        row r."""
+        rows, count = self.chunks.rows, span.stop - span.start
+        if self.hidden is not None and rows is None and len(grad_logits) == count:
             torch.mm(grad_logits, self.chunks.weight, out=self.hidden[span])
-        elif self.hidden is not None and rows is not None:
-            self.hidden.index_copy_(0, rows[span], torch.mm(grad_logits, self.chunks.weight))
+        elif self.hidden is not None:
+            gradient = torch.mm(grad_logits, self.chunks.weight)[:count]
+            if rows is None:
+                self.hidden[span] = gradient
+            else:
+                self.hidden.index_copy_(0, rows[span], gradient)
         if self.weight is not None:
             self._add_weight(self.weight, states, grad_logits)
             self.has_weight_sum = True
@@ -192,7 +208,7 @@ def _differentiate(
         each = torch.arange(len(logits), device=logits.device)
         logits[each, target[:, 0]] = (w * share).to(logits.dtype)  # scatter_ in bfloat16 copies all of them to float32
         total += ((norm - (1 - smoothing) * target_logits - smoothing * mean) * w).sum()
-        gradients.add(span, states, logits)
+        gradients.add(span, states, chunks.buffer[: len(states)])
     return total
 
 

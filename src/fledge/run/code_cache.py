@@ -16,6 +16,7 @@ from fledge.errors import FledgeError
 from fledge.run.cache import cache_folder
 
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+MOST_KERNELS = 256  # of products that oneDNN keeps on a CPU: some 1.2 MiB of code each in bfloat16, its own limit is 1024
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _temporary: list[Path] = []
 
@@ -26,13 +27,14 @@ def code_cache_folder() -> Path:
 
 
 def set_code_cache() -> None:
-    """Set the variables that torch reads when it is imported, unless the user has set them, and make the folder.
+    """Set the variables that torch and oneDNN read when they are loaded, unless the user has set them, and make the folder.
 
     Called by every command before torch is loaded. Folders are checked later, by `private_code_cache`.
     """
     folder = code_cache_folder()
     for name, chosen in zip(VARIABLES, (folder, folder / "triton"), strict=True):
         os.environ.setdefault(name, str(chosen))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(MOST_KERNELS))
     with suppress(OSError):
         _make(folder)
 
