@@ -45,6 +45,9 @@ def resident(name: str) -> int:
 
 def measure_here(point: Point) -> dict[str, Any]:
     """Do in this process what the point says; the resident sizes before and after."""
+    from fledge.run.code_cache import set_code_cache
+
+    set_code_cache()  # as every command does before torch is loaded
     import torch
     from training import Training
 

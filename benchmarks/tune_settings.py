@@ -24,7 +24,7 @@ SMALL |= {"intermediate_size": 256}
 MIDDLE = {**SMALL, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 344}
 
 
-def stage(train: str, kind: str, steps: int, optimizer: str, validation: str = "5%") -> dict[str, Any]:
+def stage(train: str | dict[str, Any], kind: str, steps: int, optimizer: str, validation: str = "5%") -> dict[str, Any]:
     """A stage whose rate fledge derives."""
     return {
         "kind": kind, "data": {"train": train, "validation": validation, "max_seq_len": 256}, "duration": f"{steps} steps",
@@ -44,7 +44,7 @@ def tasks(world: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         ),
     }
     if real.is_dir():
-        poems = stage(str(real / "poetry"), "pretrain", 640, "muon")
+        poems = stage({"path": str(real / "poetry"), "columns": {"text": "paragraphs"}}, "pretrain", 640, "muon")
         base = stage(str(real / "chatlm/my_train_dataset_3k.parquet"), "pretrain", 300, "adamw")
         found["Tang poems, pretraining with Muon"] = (MIDDLE, {"x": poems})
         found["ChatLM answers, SFT with AdamW"] = (

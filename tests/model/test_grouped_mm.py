@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.model.grouped_mm import grouped_mm, grouped_outer, permute, place_ends, unpermute
-from fledge.model.product_shapes import padded_length
+from fledge.model.linear_cross_entropy import CHUNK
+from fledge.model.product_shapes import padded_length, padded_lengths
 from tests.support.experts import random_tensor
 
 
@@ -91,3 +92,7 @@ def test_the_ends_of_groups_are_placed_where_the_products_read_them() -> None:
     placed = place_ends(ends, rows, 8)
     assert placed.device.type == "cpu" and torch.equal(placed, ends)
     torch.library.opcheck(place_ends, (ends, rows, 8))
+
+
+def test_padded_lengths_are_counted() -> None:
+    assert padded_lengths(CHUNK) == len({padded_length(length) for length in range(1, CHUNK + 1)})

@@ -4,6 +4,8 @@ oneDNN compiles a kernel for each shape of a low-precision product on a CPU, and
 product whose number of rows differs from batch to batch would be compiled every time.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,3 +22,9 @@ def padded_length(length: int) -> int:
     added to long ones."""
     step = max(ALIGNMENT, 2 ** (length.bit_length() - 1) // 8)
     return -(-length // step) * step
+
+
+@cache
+def padded_lengths(most: int) -> int:
+    """How many different padded lengths there are up to a length."""
+    return len({padded_length(length) for length in range(1, most + 1, ALIGNMENT)})

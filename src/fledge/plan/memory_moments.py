@@ -14,17 +14,19 @@ import torch
 
 from fledge.model.attention import MOST_BLOCKS, QUERY_BLOCK
 from fledge.model.cost import ModelCost
-from fledge.model.linear_cross_entropy import chunk_rows, float32_logits, tile_numbers
+from fledge.model.linear_cross_entropy import CHUNK, chunk_rows, float32_logits, tile_numbers
+from fledge.model.product_shapes import padded_lengths
 from fledge.model.segments import segment_room
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
+from fledge.run.code_cache import MOST_KERNELS
 
 MIB = 2**20
 BASELINE_BYTES = 500 * MIB  # on a GPU: context, libraries and what the allocator rounds up
 PROGRAM_BYTES = 350 * MIB  # on a CPU: interpreter, libraries and their first products; measured by benchmarks/plan_memory.py
 QUANTIZER_BYTES = 20 * MIB  # the library of 4-bit weights
 COMPILER_BYTES = 130 * MIB
-KERNEL_BYTES = 0.7 * MIB  # of code for one shape of a bfloat16 product on a CPU, measured with torch 2.13
-FIXED_SHAPES, MOST_KERNELS = 60, 1024  # shapes of a dense model on rows of one length; most that are kept
+KERNEL_BYTES = 1.2 * MIB  # of code for one shape of a bfloat16 product on a CPU, measured with torch 2.13
+FIXED_SHAPES = 60  # shapes of a dense model on rows of one length
 PRODUCTS_OF_EXPERT, PRODUCTS_OF_HEAD, PRODUCTS_OF_ATTENTION = 6, 3, 7  # forward and backward, where their rows differ
 SHAPES_OF_MUON = 30  # some products of each shape of a block's matrices
 QUERIES = 128  # of a block of `segments`
@@ -192,21 +194,22 @@ class _Step:
         shapes = SHAPES_OF_MUON if inputs.optimizer.name == "muon" and inputs.adapter is None else 0
         if self.size == 4:
             return KERNEL_BYTES * shapes
-        updates = MOST_KERNELS if inputs.updates is None else inputs.updates
+        updates = 1000 if inputs.updates is None else inputs.updates  # enough to see all
         shapes += FIXED_SHAPES + PRODUCTS_OF_EXPERT * self.loads(updates)
         if inputs.partial:
-            shapes += PRODUCTS_OF_HEAD * updates
+            shapes += PRODUCTS_OF_HEAD * min(updates, padded_lengths(CHUNK))
         if self.runtime.attention in ("auto", "segments"):
             blocks = math.ceil(inputs.row_length / max(1.0, inputs.documents_per_row) / QUERIES)
             shapes += PRODUCTS_OF_ATTENTION * inputs.document_lengths * blocks
         return KERNEL_BYTES * min(shapes, MOST_KERNELS)
 
     def loads(self, updates: int) -> float:
-        """Different numbers of rows of an expert that are to be expected: each is drawn from 0 to twice the mean."""
+        """Different numbers of rows of an expert that are to be expected: each is drawn from 0 to twice the mean, and padded to
+        a length that repeats."""
         moe, layers = self.inputs.cost.config.moe, self.inputs.cost.config.num_hidden_layers
         if moe is None:
             return 0.0
-        values = 2 * self.tokens * moe.num_experts_per_tok / moe.num_experts
+        values = padded_lengths(math.ceil(2 * self.tokens * moe.num_experts_per_tok / moe.num_experts))
         return values * -math.expm1(-layers * moe.num_experts * updates / values)
 
     def held_gradients(self) -> float:
