@@ -121,8 +121,6 @@ def test_kernels_of_low_precision_are_kept_for_every_shape_that_rows_can_have() 
     few, many = reserve(partial=True, updates=2), reserve(partial=True)
     lengths = padded_lengths(CHUNK)
     assert few - reserve(updates=2) == pytest.approx(1.2 * 3 * 2) and many == pytest.approx(350 + 1.2 * (60 + 3 * lengths))
-        350 + 1.2 * (60 + 3 * padded_lengths(CHUNK))
-    )
     moe = MoeConfig(num_experts=4, num_experts_per_tok=2)
     sparse = replace(COST, config=MODEL.model_copy(update={"moe": moe}))
     assert reserve(cost=sparse, updates=2) > reserve(updates=2) + 20
