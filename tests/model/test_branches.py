@@ -1,6 +1,7 @@
 """Documents of a packed row that share their beginning: each is computed as if it stood alone, by every attention backend."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fledge.autotune.compile import reset_compiler
 from fledge.document_numbers import BRANCH, trunk
@@ -163,6 +165,35 @@ def test_segments_hold_exactly_the_keys_that_their_queries_attend_to(rows: list[
             visible[query, keys] = True
     mask = causal_document_mask(documents, 0, T, CPU)[:, 0]
     assert torch.equal(visible, torch.block_diag(*mask.float()).bool())
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(st.lists(TREE, min_size=1, max_size=4), min_size=1, max_size=2))
+def test_segments_in_bfloat16_equal_the_reference(rows: list[list[Tree]]) -> None:
+    """Queries and keys before a block are computed with it, so that shapes repeat; nothing of them comes into a result."""
+    documents = numbers(rows)
+    inputs = tensors(documents)
+    expected = with_gradients(reference_attention(*inputs, documents), documents, inputs)
+    cast = tuple(x.detach().bfloat16().requires_grad_() for x in inputs)
+    got = with_gradients(ON_CPU["segments"](*cast, documents).float(), documents, cast)
+    for left, right in zip(got, expected, strict=True):
+        assert (left.float() - right).norm() < 1.5e-2 * right.norm() + 2e-2  # a gradient of one position alone is 0
+
+
+def test_documents_of_all_lengths_are_products_of_few_shapes() -> None:
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.bmm.default:
+                found.add(tuple(tuple(one.shape) for one in args))
+            return func(*args, **(kwargs or {}))
+
+    found: set[Any] = set()
+    lengths = [(length, ()) for length in range(1, 129)]
+    documents = numbers([lengths])
+    cast = tuple(x.detach().bfloat16().requires_grad_() for x in tensors(documents))
+    with Shapes():
+        ON_CPU["segments"](*cast, documents)
+    assert len(found) <= 2 * (8 + 3)  # two products of each padded length; the first documents have no room before them
 
 
 def _spans(starts: Tensor) -> list[tuple[int, int]]:

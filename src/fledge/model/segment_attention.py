@@ -7,23 +7,54 @@ positions, M keys with the copies of trunks, K heads of keys, G heads of queries
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fledge.model.product_shapes import is_compiled_by_shape, padded_length
 from fledge.model.segments import BranchedSegments, SegmentStarts, of_any_number, segments_of_rows
 
 QUERIES = 128  # of a block
 
 
-def _spans(starts: Tensor, key_starts: Tensor) -> Iterator[tuple[slice, slice, bool]]:
-    """Blocks of the queries of each segment from its end on, the keys up to the last query of the block, and whether these are
-    all keys of the segment: so it is for its first block alone."""
+class _Block(NamedTuple):
+    """A block of queries of a segment, and the keys up to its last query.
+
+    `own` and `seen`: positions of the n queries and m keys. `more_own` and `more_seen`: positions before them that are computed
+    too, so that shapes repeat; they are not read. `is_first`: whether these are all keys of the segment: so it is for the block
+    that is computed first alone.
+    """
+
+    own: slice
+    seen: slice
+    more_own: int
+    more_seen: int
+    is_first: bool
+
+    @property
+    def queries(self) -> slice:
+        """With the positions before them."""
+        return slice(self.own.start - self.more_own, self.own.stop)
+
+    @property
+    def keys(self) -> slice:
+        """With the positions before them."""
+        return slice(self.seen.start - self.more_seen, self.seen.stop)
+
+
+def _blocks(starts: Tensor, key_starts: Tensor, pads: bool) -> Iterator[_Block]:
+    """Blocks of the queries of each segment, from its end on. `pads`: whether lengths should repeat."""
     own, seen = starts.tolist(), key_starts.tolist()
     for first, stop, key, end in zip(own, own[1:], seen, seen[1:], strict=False):
         for until in range(stop, first, -QUERIES):
-            yield slice(max(first, until - QUERIES), until), slice(key, end - (stop - until)), until == stop
+            begin, last = max(first, until - QUERIES), end - (stop - until)
+            more_own = more_seen = 0
+            if pads:
+                n, m = until - begin, last - key
+                more_seen = min(padded_length(m) - m, key)
+                more_own = min(padded_length(n) - n, begin, m + more_seen - n)
+            yield _Block(slice(begin, until), slice(key, last), more_own, more_seen, until == stop)
 
 
 def _put(sums: Tensor, values: Tensor, is_first: bool) -> None:
@@ -47,13 +78,14 @@ def _later_keys(device: torch.device) -> Tensor:
     return torch.ones(QUERIES, QUERIES, dtype=torch.bool, device=device).triu_(1)
 
 
-def _scaled_scores(queries: Tensor, keys: Tensor, later: Tensor) -> Tensor:
-    """Scores [K, n, G, m] in float32 of queries [K, n, G · d] and keys [K, m, d], −∞ for `_later_keys`: the last query is at
-    the last key."""
+def _scaled_scores(queries: Tensor, keys: Tensor, later: Tensor, more_keys: int) -> Tensor:
+    """Scores [K, n, G, m] in float32 of queries [K, n, G · d] and keys [K, m, d], −∞ for `_later_keys` and for the first
+    `more_keys`: the last query is at the last key."""
     K, n, _ = queries.shape
     m, d = keys.shape[1:]
     scores = (queries.reshape(K, -1, d) @ keys.transpose(1, 2)).view(K, n, -1, m).float().mul_(d**-0.5)
     scores[..., m - n :].masked_fill_(later[:n, None, :n], float("-inf"))
+    scores[..., :more_keys] = float("-inf")
     return scores
 
 
@@ -67,13 +99,13 @@ def segment_attention(
     queries, copied, values = _by_head(q, K), _copied(_by_head(k, K), keys), _copied(_by_head(v, K), keys)
     out, norms = q.new_empty(B * T, K, H // K, d), q.new_empty(K, B * T, H // K, dtype=torch.float32)
     later = _later_keys(q.device)
-    for own, seen, _ in _spans(starts, key_starts):
-        scores = _scaled_scores(queries[:, own], copied[:, seen], later)
+    for block in _blocks(starts, key_starts, is_compiled_by_shape(q)):
+        scores = _scaled_scores(queries[:, block.queries], copied[:, block.keys], later, block.more_seen)
         norm = scores.logsumexp(-1, keepdim=True)
         weights = scores.sub_(norm).exp_().to(v.dtype)
-        mixed = weights.flatten(1, 2) @ values[:, seen]
-        out[own] = mixed.view(K, -1, H // K, d).transpose(0, 1)
-        norms[:, own] = norm[..., 0]
+        mixed = weights.flatten(1, 2) @ values[:, block.keys]
+        out[block.own] = mixed.view(K, -1, H // K, d)[:, block.more_own :].transpose(0, 1)
+        norms[:, block.own] = norm[:, block.more_own :, :, 0]
     return out.view(B, T, H, d).transpose(1, 2), norms
 
 
@@ -105,14 +137,18 @@ def segment_attention_backward(
     sums = torch.float32 if int(starts.diff().max()) > QUERIES else k.dtype  # over the blocks that see a key
     grad_k, grad_v = (torch.empty_like(x, dtype=sums) for x in (copied, values))
     later = _later_keys(q.device)
-    for own, seen, is_first in _spans(starts, key_starts):
-        weights = _scaled_scores(queries[:, own], copied[:, seen], later).sub_(norms[:, own, :, None]).exp_()
+    for block in _blocks(starts, key_starts, is_compiled_by_shape(q)):
+        own, seen, more_own, more_seen = block.queries, block.keys, block.more_own, block.more_seen
+        weights = _scaled_scores(queries[:, own], copied[:, seen], later, more_seen).sub_(norms[:, own, :, None]).exp_()
         rows, gradients = queries[:, own].reshape(K, -1, d), grad_out[:, own].reshape(K, -1, d)
         grad_weights = (gradients @ values[:, seen].transpose(1, 2)).view(weights.shape).float()
-        _put(grad_v[:, seen], weights.to(v.dtype).flatten(1, 2).transpose(1, 2) @ gradients, is_first)
+        weights[:, :more_own], grad_weights[:, :more_own] = 0, 0  # of other segments, whose norms are of other keys
+        of_values = weights.to(v.dtype).flatten(1, 2).transpose(1, 2) @ gradients
         scores = grad_weights.sub_(row_sums[:, own]).mul_(weights).mul_(d**-0.5).to(q.dtype).flatten(1, 2)
-        grad_q[own] = (scores @ copied[:, seen]).view(K, -1, group, d).transpose(0, 1)
-        _put(grad_k[:, seen], scores.transpose(1, 2) @ rows, is_first)
+        grad_q[block.own] = (scores @ copied[:, seen]).view(K, -1, group, d)[:, more_own:].transpose(0, 1)
+        of_keys = scores.transpose(1, 2) @ rows
+        for sums_of, part in ((grad_v, of_values), (grad_k, of_keys)):
+            _put(sums_of[:, block.seen], part[:, more_seen:], block.is_first)
     of_keys, of_values = (_summed(x, keys, k.shape) for x in (grad_k, grad_v))
     return grad_q.view(B, T, H, d).transpose(1, 2), of_keys.to(k.dtype), of_values.to(v.dtype)
 

@@ -200,7 +200,7 @@ class _Step:
             shapes += PRODUCTS_OF_HEAD * min(updates, padded_lengths(CHUNK))
         if self.runtime.attention in ("auto", "segments"):
             blocks = math.ceil(inputs.row_length / max(1.0, inputs.documents_per_row) / QUERIES)
-            shapes += PRODUCTS_OF_ATTENTION * inputs.document_lengths * blocks
+            shapes += PRODUCTS_OF_ATTENTION * min(inputs.document_lengths, padded_lengths(QUERIES)) * blocks
         return KERNEL_BYTES * min(shapes, MOST_KERNELS)
 
     def loads(self, updates: int) -> float:
