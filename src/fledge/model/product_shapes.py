@@ -1,6 +1,6 @@
 """Shapes of matrix products that repeat.
 
-oneDNN compiles a kernel for each shape of a low-precision product on a CPU, and keeps a number of them: some 1.2 MiB each. A
+oneDNN compiles a kernel for each shape of a low-precision product on a CPU, and keeps a number of them: 0.4 to 1.2 MiB each. A
 product whose number of rows differs from batch to batch would be compiled every time.
 """
 

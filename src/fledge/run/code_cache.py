@@ -16,7 +16,7 @@ from fledge.errors import FledgeError
 from fledge.run.cache import cache_folder
 
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-MOST_KERNELS = 256  # of products that oneDNN keeps on a CPU: some 1.2 MiB of code each in bfloat16, its own limit is 1024
+MOST_KERNELS = 256  # of products that oneDNN keeps on a CPU: 0.4 to 1.2 MiB of code each in bfloat16, its own limit is 1024
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _temporary: list[Path] = []
 
