@@ -6,8 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledge.model.grouped_mm import grouped_mm, grouped_outer, permute, place_ends, unpermute
-from fledge.model.linear_cross_entropy import CHUNK
-from fledge.model.product_shapes import padded_length, padded_lengths
 from tests.support.experts import random_tensor
 
 
@@ -39,12 +37,6 @@ def test_products_in_bfloat16_equal_products_of_each_group(lengths: list[int]) -
     torch.testing.assert_close(grouped_mm(rows, matrices, ends, False).float(), expected, atol=2e-2, rtol=2e-2)
     outer = torch.stack([a.float().t() @ b.float() for a, b in zip(groups, right.split(lengths), strict=True)])
     torch.testing.assert_close(grouped_outer(rows, right, ends).float(), outer, atol=4e-2, rtol=2e-2)
-
-
-def test_padded_lengths_are_few_and_not_much_longer() -> None:
-    lengths = range(1, 4097)
-    assert all(0 <= padded_length(length) - length <= max(15, length // 8) for length in lengths)
-    assert len({padded_length(length) for length in lengths}) < 64
 
 
 def test_a_gradient_of_one_expanded_number_is_accepted() -> None:
@@ -92,7 +84,3 @@ def test_the_ends_of_groups_are_placed_where_the_products_read_them() -> None:
     placed = place_ends(ends, rows, 8)
     assert placed.device.type == "cpu" and torch.equal(placed, ends)
     torch.library.opcheck(place_ends, (ends, rows, 8))
-
-
-def test_padded_lengths_are_counted() -> None:
-    assert padded_lengths(CHUNK) == len({padded_length(length) for length in range(1, CHUNK + 1)})

@@ -24,7 +24,6 @@ from fledge.plan.memory import (
     memory_of_step,
     merged_micro_batch,
     moments_of_step,
-    needed_bytes,
     useful_tokens,
 )
 from fledge.recipe.schema import (
@@ -60,7 +59,11 @@ def test_micro_batch_is_the_largest_divisor_within_the_budget_and_rows_per_step_
 ) -> None:
     inputs, limit = _inputs(row_length), int(memory * 2**30)
     runtime = _runtime(limit)
-    fits = [size for size in range(1, rows + 1) if rows % size == 0 and needed_bytes(inputs, runtime, size, rows) <= limit]
+
+    def divided(size: int) -> MemoryInputs:
+        return replace(inputs, accumulates=size < rows)
+
+    fits = [size for size in range(1, rows + 1) if rows % size == 0 and estimate(divided(size), runtime, size) <= limit]
     if not fits:
         with pytest.raises(FledgeError, match="not even one row"):
             auto_micro_batch(_auto(rows * row_length), inputs, runtime)

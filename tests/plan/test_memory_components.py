@@ -123,7 +123,7 @@ def test_kernels_of_low_precision_are_kept_for_every_shape_that_rows_can_have() 
     assert few - reserve(updates=2) == pytest.approx(0.6 * 3 * 2) and many == pytest.approx(350 + 0.6 * (60 + 3 * lengths))
     moe = MoeConfig(num_experts=4, num_experts_per_tok=2)
     sparse = replace(COST, config=MODEL.model_copy(update={"moe": moe}))
-    assert reserve(cost=sparse, updates=2) > reserve(updates=2) + 10
+    assert reserve(cost=sparse, updates=2) > reserve(updates=2) + 20
 
 
 @given(rows=st.integers(1, 64), every=st.sampled_from([0, 1, 2, 4]), accumulates=st.booleans(), half=st.booleans())

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledge.model.product_shapes import is_compiled_by_shape, padded_length
+from fledge.model.product_shapes import repeating_length
 
 KERNEL_CAPABILITIES = (9, 10)  # first numbers of the compute capabilities with the grouped kernel
 ALIGNMENT = 8  # bfloat16 numbers in the 16 bytes to which the rows of the grouped kernel are aligned
@@ -54,10 +54,7 @@ def _ranges(ends: Tensor) -> list[tuple[int, int]]:
 def _product_of_group(rows: Tensor, start: int, stop: int, matrix: Tensor, out: Tensor) -> None:
     """out[start:stop] = rows[start:stop] · matrix. Rows of later groups may be multiplied too, and are written again by
     them."""
-    if not is_compiled_by_shape(rows):
-        torch.mm(rows[start:stop], matrix, out=out[start:stop])
-        return
-    end = start + padded_length(stop - start)
+    end = start + repeating_length(stop - start, rows)
     if end <= len(rows):
         torch.mm(rows[start:end], matrix, out=out[start:end])
     else:
@@ -98,7 +95,7 @@ def grouped_outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     out = left.new_empty(ends.shape[0], left.shape[1], right.shape[1])
     for group, (start, stop) in enumerate(_ranges(ends)):
         if start < stop:
-            more = padded_length(stop - start) - (stop - start) if is_compiled_by_shape(left) else 0
+            more = repeating_length(stop - start, left) - (stop - start)
             mine, theirs = (F.pad(side[start:stop], (0, 0, 0, more)) if more else side[start:stop] for side in (left, right))
             torch.mm(mine.t(), theirs, out=out[group])
         else:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fledge.model.product_shapes import is_compiled_by_shape, padded_length
+from fledge.model.product_shapes import repeating_length
 
 CHUNK = 512  # most rows of logits in a chunk on a CPU; a GPU needs more to be busy
 _CHUNK_ON_GPU = 8192
@@ -43,23 +43,16 @@ def tile_numbers(device: torch.device) -> int:
     return _TILE if device.type == "cpu" else _TILE_ON_GPU
 
 
-class _Float32Rows:
-    """Logits [r, V] in float32, a few rows at a time, in one buffer: an allocator that gives and takes such blocks one by one
-    may leave a hole for each (32 of 4 MiB were seen)."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-        self.step = min(max(1, float32_logits(logits.device) // logits.shape[-1]), len(logits))
-        is_float32 = logits.dtype == torch.float32
-        self.buffer = None if is_float32 else logits.new_empty(self.step, logits.shape[-1], dtype=torch.float32)
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield for each block the slice of its rows and the float32 logits: the buffer, or the rows themselves where they are
-        float32."""
-        for start in range(0, len(self.logits), max(1, self.step)):
-            rows = slice(start, min(start + self.step, len(self.logits)))
-            block = self.logits[rows]
-            yield rows, block if self.buffer is None else self.buffer[: len(block)].copy_(block)
+def _float32_blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield a few rows of logits [r, V] at a time, and these in float32: themselves where they are, else in one buffer, because
+    an allocator that gives and takes such blocks one by one may leave a hole for each (32 of 4 MiB were seen)."""
+    step = max(1, float32_logits(logits.device) // logits.shape[-1])
+    is_float32 = logits.dtype == torch.float32
+    buffer = None if is_float32 else logits.new_empty(min(step, len(logits)), logits.shape[-1], dtype=torch.float32)
+    for start in range(0, len(logits), step):
+        rows = slice(start, min(start + step, len(logits)))
+        block = logits[rows]
+        yield rows, block if buffer is None else buffer[: len(block)].copy_(block)
 
 
 def _exponentiate(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +88,7 @@ def _softmax_grad(wide: Tensor, weights: Tensor, smoothing: float) -> tuple[Tens
 def _softmax_grad_in_blocks(logits: Tensor, weights: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """`_softmax_grad_chunk`, a few rows at a time, so that the float32 copy stays small and in the processor's cache."""
     norms, means = torch.empty_like(weights), torch.empty_like(weights)
-    for rows, wide in _Float32Rows(logits):
+    for rows, wide in _float32_blocks(logits):
         norms[rows], means[rows] = _softmax_grad(wide, weights[rows], smoothing)
         if wide.dtype != logits.dtype:
             logits[rows] = wide
@@ -114,8 +107,8 @@ class _Chunks:
         self.buffer = hidden.new_empty(self.size if full_buffer else self._padded(self.count), len(weight))
 
     def _padded(self, count: int) -> int:
-        """Rows of the products of so many rows of hidden states: on a CPU in low precision their number should repeat."""
-        return min(self.size, padded_length(count) if is_compiled_by_shape(self.hidden) else count)
+        """Rows of the products of so many rows of hidden states."""
+        return min(self.size, repeating_length(count, self.hidden))
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield for each chunk the slice of its rows, its hidden states [r, D], with zeros behind them up to a length that
@@ -166,11 +159,10 @@ class _Gradients:
 
     def _add_weight(self, total: Tensor, states: Tensor, grad_logits: Tensor) -> None:
         """total [V, D] += grad_logitsᵀ · states. A product in bfloat16 is computed in tiles: never a second [V, D]."""
-        if states.dtype == total.dtype:
+        product = self.product
+        if product is None:
             total.addmm_(grad_logits.t(), states, beta=1 if self.has_weight_sum else 0)
             return
-        product = self.product
-        assert product is not None
         step = max(1, len(product))
         for start in range(0, len(total), step):
             tile, columns = total[start : start + step], grad_logits[:, start : start + step]
@@ -272,7 +264,7 @@ def _score(chunks: _Chunks, targets: Tensor, compare: bool) -> tuple[Tensor, Ten
     logps = torch.empty(chunks.count, dtype=torch.float32, device=targets.device)
     correct = torch.zeros(chunks.count, dtype=torch.bool, device=targets.device)
     for span, _, logits in chunks:
-        for rows, wide in _Float32Rows(logits):
+        for rows, wide in _float32_blocks(logits):
             block = slice(span.start + rows.start, span.start + rows.stop)
             target = targets[block, None]
             target_logits = wide.gather(-1, target)

@@ -24,6 +24,11 @@ def padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
+def repeating_length(length: int, tensor: Tensor) -> int:
+    """The length of a product with the tensor: padded where products are compiled for each shape."""
+    return padded_length(length) if is_compiled_by_shape(tensor) else length
+
+
 @cache
 def padded_lengths(most: int) -> int:
     """How many different padded lengths there are up to a length."""

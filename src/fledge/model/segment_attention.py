@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fledge.model.product_shapes import is_compiled_by_shape, padded_length
+from fledge.model.product_shapes import repeating_length
 from fledge.model.segments import BranchedSegments, SegmentStarts, of_any_number, segments_of_rows
 
 QUERIES = 128  # of a block
@@ -43,17 +43,15 @@ class _Block(NamedTuple):
         return slice(self.seen.start - self.more_seen, self.seen.stop)
 
 
-def _blocks(starts: Tensor, key_starts: Tensor, pads: bool) -> Iterator[_Block]:
-    """Blocks of the queries of each segment, from its end on. `pads`: whether lengths should repeat."""
+def _blocks(starts: Tensor, key_starts: Tensor, queries: Tensor) -> Iterator[_Block]:
+    """Blocks of the queries of each segment, from its end on."""
     own, seen = starts.tolist(), key_starts.tolist()
     for first, stop, key, end in zip(own, own[1:], seen, seen[1:], strict=False):
         for until in range(stop, first, -QUERIES):
             begin, last = max(first, until - QUERIES), end - (stop - until)
-            more_own = more_seen = 0
-            if pads:
-                n, m = until - begin, last - key
-                more_seen = min(padded_length(m) - m, key)
-                more_own = min(padded_length(n) - n, begin, m + more_seen - n)
+            n, m = until - begin, last - key
+            more_seen = min(repeating_length(m, queries) - m, key)
+            more_own = min(repeating_length(n, queries) - n, begin, m + more_seen - n)
             yield _Block(slice(begin, until), slice(key, last), more_own, more_seen, until == stop)
 
 
@@ -85,7 +83,8 @@ def _scaled_scores(queries: Tensor, keys: Tensor, later: Tensor, more_keys: int)
     m, d = keys.shape[1:]
     scores = (queries.reshape(K, -1, d) @ keys.transpose(1, 2)).view(K, n, -1, m).float().mul_(d**-0.5)
     scores[..., m - n :].masked_fill_(later[:n, None, :n], float("-inf"))
-    scores[..., :more_keys] = float("-inf")
+    if more_keys:
+        scores[..., :more_keys] = float("-inf")
     return scores
 
 
@@ -99,7 +98,7 @@ def segment_attention(
     queries, copied, values = _by_head(q, K), _copied(_by_head(k, K), keys), _copied(_by_head(v, K), keys)
     out, norms = q.new_empty(B * T, K, H // K, d), q.new_empty(K, B * T, H // K, dtype=torch.float32)
     later = _later_keys(q.device)
-    for block in _blocks(starts, key_starts, is_compiled_by_shape(q)):
+    for block in _blocks(starts, key_starts, q):
         scores = _scaled_scores(queries[:, block.queries], copied[:, block.keys], later, block.more_seen)
         norm = scores.logsumexp(-1, keepdim=True)
         weights = scores.sub_(norm).exp_().to(v.dtype)
@@ -137,18 +136,19 @@ def segment_attention_backward(
     sums = torch.float32 if int(starts.diff().max()) > QUERIES else k.dtype  # over the blocks that see a key
     grad_k, grad_v = (torch.empty_like(x, dtype=sums) for x in (copied, values))
     later = _later_keys(q.device)
-    for block in _blocks(starts, key_starts, is_compiled_by_shape(q)):
+    for block in _blocks(starts, key_starts, q):
         own, seen, more_own, more_seen = block.queries, block.keys, block.more_own, block.more_seen
         weights = _scaled_scores(queries[:, own], copied[:, seen], later, more_seen).sub_(norms[:, own, :, None]).exp_()
         rows, gradients = queries[:, own].reshape(K, -1, d), grad_out[:, own].reshape(K, -1, d)
         grad_weights = (gradients @ values[:, seen].transpose(1, 2)).view(weights.shape).float()
-        weights[:, :more_own], grad_weights[:, :more_own] = 0, 0  # of other segments, whose norms are of other keys
+        if more_own:  # of other segments, whose norms are of other keys
+            weights[:, :more_own], grad_weights[:, :more_own] = 0, 0
         of_values = weights.to(v.dtype).flatten(1, 2).transpose(1, 2) @ gradients
         scores = grad_weights.sub_(row_sums[:, own]).mul_(weights).mul_(d**-0.5).to(q.dtype).flatten(1, 2)
         grad_q[block.own] = (scores @ copied[:, seen]).view(K, -1, group, d)[:, more_own:].transpose(0, 1)
         of_keys = scores.transpose(1, 2) @ rows
-        for sums_of, part in ((grad_v, of_values), (grad_k, of_keys)):
-            _put(sums_of[:, block.seen], part[:, more_seen:], block.is_first)
+        _put(grad_v[:, block.seen], of_values[:, more_seen:], block.is_first)
+        _put(grad_k[:, block.seen], of_keys[:, more_seen:], block.is_first)
     of_keys, of_values = (_summed(x, keys, k.shape) for x in (grad_k, grad_v))
     return grad_q.view(B, T, H, d).transpose(1, 2), of_keys.to(k.dtype), of_values.to(v.dtype)
 

@@ -194,7 +194,7 @@ class _Step:
         shapes = SHAPES_OF_MUON if inputs.optimizer.name == "muon" and inputs.adapter is None else 0
         if self.size == 4:
             return KERNEL_BYTES * shapes
-        updates = 1000 if inputs.updates is None else inputs.updates  # enough to see all
+        updates = math.inf if inputs.updates is None else inputs.updates
         shapes += FIXED_SHAPES + PRODUCTS_OF_EXPERT * self.loads(updates)
         if inputs.partial:
             shapes += PRODUCTS_OF_HEAD * min(updates, padded_lengths(CHUNK))
@@ -203,7 +203,7 @@ class _Step:
             shapes += PRODUCTS_OF_ATTENTION * min(inputs.document_lengths, padded_lengths(QUERIES)) * blocks
         return KERNEL_BYTES * min(shapes, MOST_KERNELS)
 
-    def loads(self, updates: int) -> float:
+    def loads(self, updates: float) -> float:
         """Different numbers of rows of an expert that are to be expected: each is drawn from 0 to twice the mean, and padded to
         a length that repeats."""
         moe, layers = self.inputs.cost.config.moe, self.inputs.cost.config.num_hidden_layers
