@@ -193,7 +193,7 @@ def wrong_prompts(case: Case) -> Sign | None:
     elsewhere = above("targets", "misplaced", misplaced)
     if misplaced is not None and elsewhere is not None and (found is None or found[0] == "possible"):
         told = f"{misplaced:.0%} of the answers that plainly belong to one question of the data stand with another one"
-        found = strongest(elsewhere, found[0] if found is not None else None) or elsewhere, told
+        found = elsewhere, told
     if found is None:
         return None
     names = ("answer_gain", "answers_helped", "answer_loss", "base_answer_loss", "base_answer_gain")

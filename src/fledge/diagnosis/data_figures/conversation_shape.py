@@ -15,6 +15,11 @@ from fledge.tokenizer import Message, Tokenizer
 _ASKED = ("1", "a b")  # questions whose texts begin and end with different tokens
 
 
+def spread_places(count: int, most: int) -> np.ndarray:
+    """At most `most` of so many places, spread evenly, int64."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
 @dataclass(frozen=True)
 class Answers:
     """A answers in a stream of sequences. `sequence` int64 [A]: the number of each one's sequence. `start` int64 [A]: its first
@@ -32,6 +37,10 @@ class Answers:
     def chosen(self, which: np.ndarray) -> "Answers":
         """Some of them, by a mask bool [A] or by numbers."""
         return Answers(self.sequence[which], self.start[which], self.stop[which], self.ended[which])
+
+    def sampled(self, most: int) -> "Answers":
+        """At most `most` of them, spread evenly."""
+        return self.chosen(spread_places(len(self), most))
 
     @property
     def is_last(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fledge.diagnosis.case import Figure
-from fledge.diagnosis.data_figures.conversation_shape import Answers
+from fledge.diagnosis.data_figures.conversation_shape import Answers, spread_places
 from fledge.diagnosis.data_figures.reading import ReadSequences
 
 MOST_ANSWERS = 1000  # that are compared
@@ -26,15 +26,12 @@ def prompt_fit(read: ReadSequences, answers: Answers) -> dict[str, Figure]:
     """`data/answer_fit`: how much more of the tokens of last answers stand in their own prompts than in those of others, by
     weight of their rarity (log of examples ÷ examples with the token); `data/answer_fit_z`: the same in standard errors. None
     where there are few answers."""
-    chosen = answers.chosen(answers.is_last)
-    chosen = chosen.chosen(_places(len(chosen), MOST_ANSWERS))
-    begin = read.offsets[chosen.sequence]
-    asked = [set(read.tokens[start:stop].tolist()) for start, stop in zip(begin, chosen.start, strict=True)]
-    said = [set(read.tokens[start:stop].tolist()) for start, stop in zip(chosen.start, chosen.stop, strict=True)]
+    chosen = answers.chosen(answers.is_last).sampled(MOST_ANSWERS)
+    asked = [set(text) for text in _texts(read, read.offsets[chosen.sequence], chosen.start)]
+    said = [set(text) for text in _texts(read, chosen.start, chosen.stop)]
     if len(said) < FEWEST_ANSWERS:
         return {}
-    seen = Counter(token for prompt, answer in zip(asked, said, strict=True) for token in prompt | answer)
-    weight = {token: math.log(len(said) / number) for token, number in seen.items()}
+    weight = _rarity(_examples_with(asked, said), len(said))
     gains = [gain for number in range(len(said)) if (gain := _gain(number, asked, said, weight)) is not None]
     if len(gains) < FEWEST_ANSWERS:
         return {}
@@ -71,15 +68,14 @@ def misplaced_answers(read: ReadSequences, answers: Answers, examples: int) -> d
     where few answers belong plainly, or where `read` holds a small part of the examples.
     """
     last = np.flatnonzero(answers.is_last)
-    last = last[_places(len(last), MOST_QUESTIONS)]
+    last = last[spread_places(len(last), MOST_QUESTIONS)]
     covered = len(last) / max(1, examples)
     if len(last) < FEWEST_ANSWERS or covered < LEAST_COVERED:
         return {}
     chosen, before = answers.chosen(last), answers.chosen(np.maximum(last - 1, 0))
     is_later = (last > 0) & (before.sequence == chosen.sequence)
     begin = np.where(is_later, before.stop, read.offsets[chosen.sequence])
-    asked = [tuple(read.tokens[start:stop].tolist()) for start, stop in zip(begin, chosen.start, strict=True)]
-    said = [tuple(read.tokens[start:stop].tolist()) for start, stop in zip(chosen.start, chosen.stop, strict=True)]
+    asked, said = _texts(read, begin, chosen.start), _texts(read, chosen.start, chosen.stop)
     fit = _cosines([_features(one) for one in asked], [_features(one) for one in said])
     kept, moved = _partners(fit, _same(asked) | _same(said))
     if kept + moved < FEWEST_PLAIN:
@@ -89,9 +85,19 @@ def misplaced_answers(read: ReadSequences, answers: Answers, examples: int) -> d
     return {"data/answers_misplaced": Figure(elsewhere / (kept + elsewhere), "data", note=note)}
 
 
-def _places(count: int, most: int) -> np.ndarray:
-    """At most `most` of so many places, spread evenly, int64."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+def _texts(read: ReadSequences, start: np.ndarray, stop: np.ndarray) -> list[tuple[int, ...]]:
+    """The tokens between each two positions."""
+    return [tuple(read.tokens[first:last].tolist()) for first, last in zip(start, stop, strict=True)]
+
+
+def _examples_with(asked: list[set[Any]], said: list[set[Any]]) -> Counter[Any]:
+    """Feature → number of examples that have it in the question or in the answer."""
+    return Counter(feature for question, answer in zip(asked, said, strict=True) for feature in question | answer)
+
+
+def _rarity(seen: Counter[Any], examples: int) -> dict[Any, float]:
+    """Feature → log of examples ÷ examples with it."""
+    return {feature: math.log(examples / number) for feature, number in seen.items()}
 
 
 def _features(tokens: Sequence[int]) -> set[Any]:
@@ -107,8 +113,8 @@ def _same(texts: list[tuple[int, ...]]) -> np.ndarray:
 
 def _cosines(asked: list[set[Any]], said: list[set[Any]]) -> np.ndarray:
     """How well each question fits each answer, float32 [n, n], 0 to 1."""
-    seen = Counter(feature for question, answer in zip(asked, said, strict=True) for feature in question | answer)
-    weight = {feature: math.log(len(said) / number) for feature, number in seen.items()}
+    seen = _examples_with(asked, said)
+    weight = _rarity(seen, len(said))
     in_questions, in_answers = _index(asked), _index(said)
     shared = np.zeros((len(asked), len(said)), np.float32)
     for feature, questions in in_questions.items():

@@ -11,6 +11,7 @@ from fledge.data.parsing.items import Conversation
 from fledge.data.storage import ConcatenatedArrays, Examples
 from fledge.diagnosis.case import Figure
 from fledge.diagnosis.data_figures import ConversationShape, ReadSequences, batch_figures, read_sequences
+from fledge.diagnosis.data_figures.conversation_shape import Answers
 from fledge.diagnosis.data_figures.entropy import entropy_figures
 from fledge.diagnosis.data_figures.order import order_figures
 from fledge.diagnosis.data_figures.pairs import has_pairs, pair_figures
@@ -75,10 +76,10 @@ def dataset_figures(
         return figures
     shape, rules = ConversationShape.of(tokenizer), AnswerRules.of(plan)
     again, untold = rows_again(data, tokenizer)
-    figures |= role_figures(read, shape, rules) | _answers(read, shape, rules, tokenizer)
+    trained = trained_answers(read, shape, rules)
+    figures |= role_figures(read, shape, rules) | _answers(read, trained, tokenizer)
     figures |= built_figures(again, untold) | template_figures(again, tokenizer, serving)
     figures |= built_token_figures(again, tokenizer) | longer_texts(again)
-    trained = trained_answers(read, shape, rules)
     figures |= prompt_fit(read, trained) | misplaced_answers(read, trained, train.examples.count)
     return figures | (pair_figures(train.examples, shape, conversations) if has_pairs(plan.format) else {})
 
@@ -129,14 +130,10 @@ def _sources(train: PackedDataset) -> dict[str, Figure]:
     }
 
 
-def _answers(read: ReadSequences, shape: ConversationShape, rules: AnswerRules, tokenizer: Tokenizer) -> dict[str, Figure]:
+def _answers(read: ReadSequences, answers: Answers, tokenizer: Tokenizer) -> dict[str, Figure]:
     """The share of the commonest answer, and of those that say who the model is."""
-    answers = trained_answers(read, shape, rules)
     figures = largest_answer(read, answers)
-    answers = answers.chosen(read.is_main[answers.sequence])
-    few = (
-        answers.chosen(np.unique(np.linspace(0, len(answers) - 1, MOST_DECODED).astype(np.int64))) if len(answers) else answers
-    )
+    few = answers.chosen(read.is_main[answers.sequence]).sampled(MOST_DECODED)
     if not len(few):
         return figures
     spans = zip(few.start.tolist(), (few.stop - few.ended).tolist(), strict=True)
