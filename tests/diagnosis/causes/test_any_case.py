@@ -5,13 +5,14 @@ import math
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledge.diagnosis import Case
 from fledge.diagnosis import causes as all_causes
 from fledge.diagnosis.cause import Sign
-from fledge.diagnosis.causes.signs import CONFIDENCES
+from fledge.diagnosis.causes.signs import CONFIDENCES, count
 from fledge.diagnosis.measures import MEASURES
 from fledge.diagnosis.symptoms import SYMPTOMS
 from fledge.training_log import Series, TrainingLog, TrainingSettings
@@ -150,3 +151,19 @@ def _faulty() -> list[Case]:
     """Cases in which each figure in turn is far off."""
     far: list[Any] = [0.0, 1.0, 5.0, ["a.lora_B", "c"]]
     return [healthy(kind, {name: value}) for kind in ("sft", "preference", "grpo") for name in HEALTHY for value in far]
+
+
+@pytest.mark.parametrize(
+    ("value", "counted"),
+    [
+        ([], (0, ())),
+        (["b", "a"], (2, ("a", "b"))),
+        ({"a": 1, "b": 2}, (2, ("a", "b"))),
+        ([7, "a", "", None, math.nan, True], (2, ("7", "a"))),
+        ([math.nan, None], None),
+        (3.0, (3, ())),
+        (math.nan, None),
+    ],
+)
+def test_only_names_are_counted_as_names(value: Any, counted: Any) -> None:
+    assert count(made({"data/control_tokens_split": value}), "data/control_tokens_split") == counted

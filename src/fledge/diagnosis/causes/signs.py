@@ -30,12 +30,13 @@ def number(case: Case, name: str) -> float | None:
 
 def count(case: Case, name: str) -> tuple[int, tuple[str, ...]] | None:
     """A figure that counts things or lists their names: how many there are, and the names where they are known. None if it was
-    not measured."""
+    not measured, or if nothing in the list is a name: text that is not empty, or a whole number."""
     value = case.value(name)
     if isinstance(value, Mapping):
         value = list(value)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return len(value), tuple(sorted(str(one) for one in value))
+        names = tuple(sorted(str(one) for one in value if (one and isinstance(one, str)) or type(one) is int))
+        return (len(names), names) if names or not value else None
     found = as_number(value)
     return None if found is None else (max(0, round(found)), ())
 
