@@ -3,7 +3,9 @@
 Learning rate: the stage is trained whole at the rate that `fledge tune --what lr` finds, and at a grid of seven rates, each
 twice the one before, around the rate that fledge derives. `error`: the final validation loss of the found rate ÷ the lowest of
 the grid − 1; `cost`: optimizer steps of the search ÷ those of the grid. Length: the loss that `fledge tune --what duration`
-expects of the whole stage, against the whole stage. Losses do not depend on how busy the machine is. The last line is JSON.
+expects of the whole stage, against the whole stage. Width: where the stage is the first one, the rate is also searched with a
+model of half the width (`--width`), and the stage trained whole at what that gives. Losses do not depend on how busy the
+machine is. The last line is JSON.
 """
 
 import json
@@ -19,6 +21,7 @@ import yaml
 from measure import data_folder, options, report
 
 GRID, SEED = 7, 5
+WORLD_ROWS = 60_000  # as in the quickstart, each text is read once
 SMALL = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 1}
 SMALL |= {"intermediate_size": 256}
 MIDDLE = {**SMALL, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 344}
@@ -85,16 +88,27 @@ def try_task(name: str, folder: Path, world: Path) -> dict[str, Any]:
     for power in range(-(GRID // 2), GRID // 2 + 1):
         one = rate * 2.0**power
         grid[one] = final_loss(folder, f"grid{power}", recipe, last, key, f"{one:.5g}") if power else plain
+    best = min(grid.values())
     tuned = final_loss(folder, "tuned", recipe, last, key, f"{found['rate']:.5g}")
     expected = law["predicted"]
     return {
         "task": name, "grid": {f"{one:.3g}": round(loss, 4) for one, loss in grid.items()}, "rate": found["rate"],
-        "loss": round(tuned, 4), "error": round(tuned / min(grid.values()) - 1, 4),
+        "loss": round(tuned, 4), "error": round(tuned / best - 1, 4),
         "cost": round(found["cost_in_runs"] / GRID, 3),
         "expected": None if expected is None else [round(value, 4) for value in expected],
         "whole": round(plain, 4), "length_error": None if expected is None else round(expected[0] / plain - 1, 4),
         "inside": None if expected is None else expected[1] <= plain <= expected[2],
+        **({} if len(stages) > 1 else transferred(folder, recipe, model, last, best)),
     }  # fmt: skip
+
+
+def transferred(folder: Path, recipe: Path, model: dict[str, Any], last: str, best: float) -> dict[str, Any]:
+    """The rate that a model of half the width gives, and how far the whole stage ends above the best of the grid with it."""
+    width = model["hidden_size"] // 2
+    fledge("tune", recipe, "--what", "lr", "--width", width, "--out", folder / "narrow", "--quiet")
+    rate = json.loads((folder / "narrow/tune.json").read_text(encoding="utf-8"))["figures"]["rate"]
+    loss = final_loss(folder, "transferred", recipe, last, f"--stages.{last}.optimizer.learning_rate", f"{rate:.5g}")
+    return {"narrow": width, "narrow_rate": rate, "narrow_error": round(loss / best - 1, 4)}
 
 
 def main() -> None:
@@ -105,7 +119,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as base:
         world = Path(base) / "world"
-        fledge("data", "make", "world", "--out", world, "--rows", "6000", "--seed", str(SEED))
+        fledge("data", "make", "world", "--out", world, "--rows", WORLD_ROWS, "--seed", str(SEED))
         names = [name for name in tasks(world) if chosen.only in name][: 1 if chosen.quick else None]
         for name in names:
             folder = Path(base) / f"task{len(rows)}"

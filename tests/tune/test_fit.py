@@ -1,8 +1,9 @@
 import math
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from fledge.tune.fit import next_rate, optimum
+from fledge.tune.fit import descend, next_rate, optimum
 
 
 def bowl(rate: float, best: float = 3e-3) -> float:
@@ -32,3 +33,18 @@ def test_the_search_goes_on_to_the_side_where_the_loss_falls_until_it_rises() ->
     assert tried == [pytest.approx(4e-3 * 2**n) for n in range(1, 7)]
     assert optimum(losses).rate == pytest.approx(0.1, rel=1e-6)
     assert next_rate({1e-3: math.inf, 2e-3: math.inf}) == 5e-4  # everything diverged: smaller rates are left
+
+
+@pytest.mark.parametrize(("best", "runs"), [(1.7e-3, 3), (2.3e-3, 3), (3.6e-3, 3), (5.5e-3, 3), (7e-3, 4), (0.1, 6)])
+def test_three_rates_are_enough_where_the_best_is_near_the_first_two(best: float, runs: int) -> None:
+    losses: dict[float, float] = {}
+
+    def measure(rates: Sequence[float]) -> Mapping[float, float]:
+        losses.update((rate, bowl(rate, best)) for rate in rates)
+        return losses
+
+    descend(4e-3, 6, measure)
+    assert len(losses) == runs
+    assert optimum(losses).is_bracketed == (best < 0.1)
+    if best < 0.1:
+        assert optimum(losses).rate == pytest.approx(best, rel=1e-6)

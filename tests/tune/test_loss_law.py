@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledge.tune.loss_law import NOISE, fit_law
+from fledge.tune.duration import length_by_law
+from fledge.tune.loss_law import NOISE, Law, LossLaw, fit_law
 
 LENGTHS = (125, 250, 500, 1000)
 
@@ -40,3 +41,14 @@ def test_laws_without_noise_are_found_and_narrow() -> None:
 ])  # fmt: skip
 def test_what_follows_no_law_is_told(losses: dict[int, float]) -> None:
     assert fit_law(losses) is None
+
+
+def test_no_length_is_advised_at_which_rows_are_read_more_often_than_a_law_may_speak_of() -> None:
+    law = LossLaw(laws=(Law(1.0, 30.0, 0.5),))
+    assert length_by_law(law, 640, 0.5)[0] == 4 * 640  # rows are read twice then
+    steps, told = length_by_law(law, 640, 2.0)
+    assert steps == 1280 and "read the rows 8 times" in told and told.startswith("medium")
+    steps, told = length_by_law(law, 640, 10.5)  # the longest run read its rows 5.25 times
+    assert steps == 320 and "read the rows 10.5 times" in told
+    steps, told = length_by_law(LossLaw(laws=(Law(1.0, 0.01, 0.5),)), 640, 10.5)
+    assert steps == 80 and told.startswith("high")

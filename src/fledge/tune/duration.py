@@ -12,7 +12,7 @@ from fledge.plan import StagePlan
 from fledge.report.plots import COLOURS
 from fledge.run import StageDirectory
 from fledge.sweep.plots import draw, has_matplotlib
-from fledge.tune.lengths import of_length, shares_of_warmup
+from fledge.tune.lengths import MOST_EPOCHS, of_length, shares_of_warmup
 from fledge.tune.loss_law import LossLaw, fit_law
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
@@ -22,7 +22,6 @@ MIN_STEPS = 20  # of the shortest run
 MULTIPLES = (1 / 2, 1, 2, 4)  # of the planned length, in the table
 SHORTEST = 3  # doublings below the planned length that are considered
 WORTH = 0.01  # share of the loss that twice the length must gain to be worth it
-MOST_EPOCHS = 4  # repeated so often, data is about as good as new (Muennighoff et al. 2023); beyond, no law is extended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +80,14 @@ def _result(runs: ShortRuns, tried: Runs) -> TuneResult:
         steps, confidence = _without_law(tried, plan.steps, evidence)
     else:
         evidence.extend(_table(law, plan.steps, plan.epochs, tried.seconds))
-        steps, confidence = _by_law(law, plan.steps, plan.epochs)
+        steps, confidence = length_by_law(law, plan.steps, plan.epochs)
     cost = sum(tried.losses) / plan.steps
     evidence.append(f"cost: {len(tried.losses)} runs, as many steps as {cost:.2g} whole runs")
     if runs.recipes.paths.folder.exists() and has_matplotlib():
         draw(runs.recipes.paths.folder / "duration.svg", lambda axes: _paint(axes, tried, law, plan.steps))
+    is_known = law is not None and plan.steps <= _furthest(plan.steps, plan.epochs)
     figures: dict[str, Any] = {"losses": {str(key): value for key, value in tried.losses.items()}, "cost_in_runs": cost,
-                               "steps": steps, "predicted": None if law is None else law.loss(plan.steps)}  # fmt: skip
+                               "steps": steps, "predicted": law.loss(plan.steps) if law and is_known else None}  # fmt: skip
     patch: dict[str, Any] = {f"{runs.prefix}.duration": f"{steps} steps"}
     if steps != plan.steps:  # the runs had warm-ups in proportion to their length
         patch |= _warmups(runs, plan)
@@ -102,11 +102,16 @@ def _warmups(runs: ShortRuns, plan: StagePlan) -> dict[str, Any]:
             if in_steps[key.removeprefix(f"{runs.prefix}.")] >= 1}  # fmt: skip
 
 
+def _furthest(planned: int, epochs: float) -> float:
+    """The most steps of which a law may speak: until rows are read MOST_EPOCHS times, or as long as the longest run."""
+    return planned * max(FRACTIONS[-1], MOST_EPOCHS / epochs)
+
+
 def _table(law: LossLaw, planned: int, epochs: float, seconds: float) -> list[str]:
     lines = ["expected at the end, by L = E + A·steps^−p through these runs:"]
     for multiple in MULTIPLES:
         steps = round(planned * multiple)
-        if epochs * multiple > max(MOST_EPOCHS, epochs / 2):
+        if steps > _furthest(planned, epochs):
             times = epochs * multiple
             lines.append(f"  {steps:,} steps are {times:.3g} epochs: no law holds for rows read more than {MOST_EPOCHS} times")
             continue
@@ -115,13 +120,20 @@ def _table(law: LossLaw, planned: int, epochs: float, seconds: float) -> list[st
     return lines
 
 
-def _by_law(law: LossLaw, planned: int, epochs: float) -> tuple[int, str]:
-    """The length after which twice as many steps gain less than WORTH, at most four times the planned one and MOST_EPOCHS."""
-    most = max(1.0, min(MULTIPLES[-1], MOST_EPOCHS / epochs))
-    quarters = range(math.floor(4 * math.log2(most)) + 4 * SHORTEST + 1)
+def length_by_law(law: LossLaw, planned: int, epochs: float) -> tuple[int, str]:
+    """The length after which twice as many steps gain less than WORTH, at most four times the planned one and not beyond what
+    the law may speak of."""
+    furthest = min(MULTIPLES[-1] * planned, _furthest(planned, epochs))
+    quarters = range(math.floor(4 * math.log2(furthest / planned)) + 4 * SHORTEST + 1)
     lengths = [planned * 2.0 ** (quarter / 4 - SHORTEST) for quarter in quarters]
     steps = next((length for length in lengths if law.gain(length, 2.0)[0] < WORTH), lengths[-1])
     gain, low, high = law.gain(steps, 2.0)
+    if 2 * steps > _furthest(planned, epochs) and gain >= WORTH:
+        times = 2 * epochs * steps / planned
+        return round(steps), (
+            f"medium: the loss still falls there; twice as many steps would read the rows {times:.3g} times, of which no law "
+            "speaks: more data is the surer way to a lower loss"
+        )
     told = f"twice as many steps would end {gain:.1%} lower [{low:.1%}, {high:.1%}]"
     if high < WORTH or low >= WORTH:
         return round(steps), f"high: {told}"

@@ -1,7 +1,7 @@
 """The learning rate with the lowest loss, from losses at a few rates: a parabola over log rate near the best of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,3 +50,14 @@ def next_rate(losses: Mapping[float, float]) -> float | None:
     if best == min(losses):
         return best / RATIO
     return best * RATIO if best == max(losses) else None
+
+
+def descend(centre: float, most: int, measure: Callable[[Sequence[float]], Mapping[float, float]]) -> None:
+    """Measure a rate and half of it, and on to the side where the loss falls, until it rises again or `most` are measured.
+    Three are enough where the best rate is near either of the first two. `measure` takes the next rates, and returns the
+    losses of all rates so far."""
+    waiting, measured = [centre / RATIO, centre], 0
+    while waiting and measured + len(waiting) <= most:
+        measured += len(waiting)
+        further = next_rate(measure([float(f"{rate:.4g}") for rate in waiting]))
+        waiting = [] if further is None else [further]

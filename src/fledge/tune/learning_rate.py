@@ -18,8 +18,8 @@ from fledge.report.plots import COLOURS
 from fledge.run import StageDirectory
 from fledge.sweep.documents import compare_documents
 from fledge.sweep.plots import draw, has_matplotlib
-from fledge.tune.fit import RATIO, Optimum, next_rate, optimum
-from fledge.tune.lengths import kept_min_rate, of_length
+from fledge.tune.fit import RATIO, Optimum, descend, optimum
+from fledge.tune.lengths import MOST_EPOCHS, kept_min_rate, of_length
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
 
@@ -74,20 +74,17 @@ class LearningRateSearch:
         return {**self.values, **of_length(self.runs, self.full, steps)}
 
     def _round(self, steps: int, centre: float, most: int) -> Round:
-        """Runs of a length: a rate, half and twice as much, and on to the side where the loss falls, until it rises again."""
+        """Runs of a length, around a rate. Raises FledgeError if none came to its end."""
         found = Round(steps=steps)
         self.runs.console.log(f"runs of {steps:,} steps, around {centre:.3g}")
-        waiting = [centre / RATIO, centre, centre * RATIO]
-        while waiting and len(found.losses) + len(waiting) <= most:
-            self._train(found, [float(f"{rate:.4g}") for rate in waiting])
-            further = next_rate(found.losses)
-            waiting = [] if further is None else [further]
+        descend(centre, most, lambda rates: self._train(found, rates))
         if not any(map(math.isfinite, found.losses.values())):
             raise FledgeError("no run of any learning rate came to its end", where=str(self.runs.recipes.paths.folder),
                               hint="its logs say why: trials/*/*.log")  # fmt: skip
         return found
 
-    def _train(self, found: Round, rates: Sequence[float]) -> None:
+    def _train(self, found: Round, rates: Sequence[float]) -> Mapping[float, float]:
+        """Train with these rates too; the losses of all."""
         directories = self.runs.run([{**self._of_length(found.steps), self.key: rate} for rate in rates])
         for rate, directory in zip(rates, directories, strict=True):
             loss = math.inf if directory is None else float(directory.metrics("after").get("loss", math.inf))
@@ -95,6 +92,7 @@ class LearningRateSearch:
             if directory is not None:
                 found.directories[rate] = directory
             self.runs.console.log(f"  rate {rate:.4g}: validation loss {loss:.4f}")
+        return found.losses
 
     # -- the result ---------------------------------------------------------------------------------------------------
 
@@ -135,6 +133,12 @@ class LearningRateSearch:
     def _confidence(self, last: Round, best: Optimum, flat: tuple[float, float]) -> str:
         """How sure the rate is, in words: whether larger and smaller ones are worse, by the same documents."""
         low, high = flat
+        if self.full.epochs > MOST_EPOCHS:
+            return (
+                f"low: the whole stage reads its rows {self.full.epochs:.3g} times, and the longest run of this search "
+                f"{self.full.epochs * FRACTIONS[-1]:.3g} times: at its end it may learn them by heart, which no shorter run "
+                "shows. Find its length first (--what duration), or take more data"
+            )
         if not best.is_bracketed:
             return "low: the best rate lies at the end of those that were tried"
         chosen = min(last.losses, key=lambda rate: (last.losses[rate], rate))

@@ -5,6 +5,8 @@ from typing import Any
 from fledge.plan import StagePlan
 from fledge.tune.runs import ShortRuns
 
+MOST_EPOCHS = 4  # repeated so often, data is about as good as new (Muennighoff et al. 2023); beyond, a shorter run says little
+
 
 def of_length(runs: ShortRuns, plan: StagePlan, steps: int) -> dict[str, Any]:
     """The values of a run of another length: the warm-ups of rate and batch and the minimum rate keep their proportions to
