@@ -279,6 +279,21 @@ def test_the_live_reference_of_an_adapter_counts_as_a_copy_of_the_adapter_and_no
     assert size(None, False) - size(None, True) == 4 * cost.parameters().total
 
 
+def test_an_adapter_counts_with_the_layers_that_it_is_on_and_with_the_most_where_the_sizes_do_not_tell() -> None:
+    cost, data = ModelCost(MODEL, 6400), pack_pairs(random_pairs(4))
+
+    def parameters(**adapter: Any) -> int | None:
+        values = {"kind": "preference", "data": {"train": "x"}, "adapter": adapter}
+        return memory_inputs(PreferenceStage.model_validate(values), cost, data, "cpu").adapter
+
+    on_all = cost.adapter_parameters(8)
+    assert parameters(r=8) == on_all and parameters(r=8, target_modules=r".*_proj") == on_all
+    of_queries = MODEL.num_hidden_layers * (MODEL.hidden_size + MODEL.attention_size)
+    assert parameters(r=8, target_modules=["q_proj"]) == 8 * of_queries
+    assert parameters(r=4, rank_pattern={"q_proj": 8}) == on_all
+    assert (parameters(r=8, use_dora=True) or 0) > on_all
+
+
 def test_a_second_model_in_half_precision_or_on_another_device_takes_less() -> None:
     cost, data = ModelCost(MODEL, 6400), pack_pairs(random_pairs(4))
 

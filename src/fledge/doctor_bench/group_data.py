@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ START_ROWS = {"pretrain": "base", "sft": "chat"}  # kind of rows → name of the
 PROMPTS = 160  # of stages on rewards
 PARAGRAPH, POEM = 400, 120  # characters of a paragraph, and of a poem
 FITTING_ENGLISH, FITTING_CHINESE = 240, 64  # characters of a question with its answer that a context of 128 tokens holds
+SHORTEST_BROKEN = 8  # characters of an answer whose half is still one
 SENTENCE_ENDS = ".。!！?？\n"
 
 
@@ -116,7 +116,8 @@ def instruction_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]
 
 
 def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
-    """Web pages and Tang poems, questions and answers of ChatLM, and pairs of an answer and that to another question."""
+    """Web pages and Tang poems, questions and answers of ChatLM, and pairs of an answer and that answer broken off. (Pairs with
+    the answer to another question teach a model of this size nothing: every answer is chosen once and rejected once.)"""
     import pyarrow.parquet
 
     data = real_data()
@@ -126,7 +127,7 @@ def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
     names = ("my_train_dataset_3k", "my_test_dataset_2k", "my_valid_dataset_1k")
     rows = [row for name in names for row in pyarrow.parquet.read_table(data / "chatlm" / f"{name}.parquet").to_pylist()]
     half = len(rows) // 2
-    pairs = [pair(row["prompt"], row["response"], other["response"]) for row, other in pairwise(rows[: half + 1])]
+    pairs = [broken_off(row["prompt"], row["response"]) for row in rows[:half]]
     questions = [conversation(row["prompt"], row["response"]) for row in rows[half:]]
     return _tables(seed, languages, texts + _poems(data, "poet.tang.1000"), questions, pairs)
 
@@ -170,6 +171,15 @@ def pair(question: str, chosen: str, rejected: str) -> Row | None:
     if not asked or not good or not bad or good == bad:
         return None
     return {"messages": [{"role": "user", "content": asked}], "chosen": good, "rejected": bad}
+
+
+def broken_off(question: str, answer: str) -> Row | None:
+    """A question with an answer, and the first half of that answer as the rejected one; None where they do not fit."""
+    row = conversation(question, answer)
+    if row is None or len(row["messages"][1]["content"]) < SHORTEST_BROKEN:
+        return None
+    good = row["messages"][1]["content"]
+    return {"messages": row["messages"][:1], "chosen": good, "rejected": good[: len(good) // 2].rstrip()}
 
 
 SOURCES: dict[str, Callable[[int, str, Path], dict[str, Rows]]] = {

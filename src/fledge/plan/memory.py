@@ -21,7 +21,6 @@ from fledge.plan.memory_moments import (
 )
 from fledge.plan.memory_probe import MemoryProbe
 from fledge.recipe.schema import AdapterConfig, BatchConfig, ModelConfig, RuntimeConfig, Stage
-from fledge.recipe.sections.adapter import PREFIX
 from fledge.run.environment import local_world_size
 
 __all__ = [
@@ -106,9 +105,11 @@ def _reference_bytes(stage: Stage, cost: ModelCost, device: str) -> float:
 
 
 def _adapter_parameters(config: AdapterConfig, cost: ModelCost) -> int:
-    """The most parameters that an adapter can have: all layers at the largest rank, and whole modules as large as tables."""
-    if config.peft_type == PREFIX:
-        return cost.kv_bytes(config.num_virtual_tokens, size=1)
+    """The parameters of an adapter; where the sizes do not tell, the most that it can have: all layers at the largest rank, and
+    whole modules as large as tables."""
+    known = cost.trained_by(config)
+    if known is not None:
+        return known
     tables = len(config.modules_to_save) * cost.vocab_size * cost.config.hidden_size
     return cost.adapter_parameters(max([config.r, *config.rank_pattern.values()])) + tables
 
