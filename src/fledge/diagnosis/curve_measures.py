@@ -161,7 +161,11 @@ CURVE_MEASURES: dict[str, CurveMeasure] = {
         memory_growth_share="the same as a share",
         memory_is_steady="correlation of memory with the step",
     ),
-    **_of(None, crash="the last line that tells of a crash"),
+    **_of(
+        None,
+        crash="the last line that tells of a crash",
+        crash_before_records="the same, with a few records of the training loss behind it",
+    ),
     **_of("train/rewards/margins", loss_at_ln2="share of preference losses that are ln 2"),
     **_plan(
         None,

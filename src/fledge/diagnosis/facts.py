@@ -4,14 +4,19 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.curves.loss import training_loss
 from fledge.diagnosis.thresholds import threshold
+from fledge.training_log.records import Series
 
 TOKEN_KINDS = frozenset({None, "pretrain", "sft"})
 """Kinds of stage whose loss is in nats a token."""
 FRESH_LOSS, TRAINED_LOSS = 0.9, 0.75  # first loss ÷ ln(vocabulary), above and below which the start is told
 LAYERS_PER_WIDTH = 1 / 64  # of usual models, to tell a width from a number of parameters
+FEW_COUNTS = 8  # counts of tokens, of which a rise alone does not tell that they are a running total
+FALLS = 0.05  # share of the steps at which a running total may begin anew
 UPDATES = frozenset({"update", "unknown"})
 """Units of the steps of a log that are taken for updates."""
 
@@ -107,9 +112,29 @@ def _batch_tokens(case: Case, steps: float | None) -> float | None:
     if settings.tokens and settings.steps:
         return settings.tokens / settings.steps
     tokens = case.log.get("train/tokens")
-    if tokens is not None and steps and tokens.steps[-1] > 0:
-        return float(tokens.values[-1] / tokens.steps[-1])
+    if tokens is not None and steps and (logged := tokens_of_update(tokens)):
+        return logged
     return settings.batch_rows * settings.context if settings.batch_rows and settings.context else None
+
+
+def tokens_of_update(series: Series) -> float | None:
+    """Tokens of an update from a column of tokens: of a running total its rise from step to step, else its median. None where
+    a single point or a few do not tell which of them it is."""
+    known = np.append(True, np.diff(series.steps) > 0)
+    steps, values = series.steps[known], series.values[known]
+    if len(values) < 2:
+        return None
+    rises = np.diff(values)
+    is_few, doubles = len(values) < FEW_COUNTS, bool(values[-1] >= 2 * values[0])
+    grows = (rises > 0).mean() >= 0.5 or (doubles and np.median(values) <= 0.75 * values[-1])
+    if grows and (rises < 0).mean() <= FALLS and (doubles or not is_few):
+        kept = rises >= 0  # a total that begins anew where a run went on falls there
+        found = float(rises[kept].sum() / np.diff(steps)[kept].sum())
+    elif is_few and rises.min() >= 0 < rises.max():
+        return None
+    else:
+        found = float(np.median(values))
+    return found if found > 0 else None
 
 
 def _updates_per_epoch(case: Case, whole: float | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from fledge.training_log.records import Floats, Series, TrainingLog, TrainingSet
 from fledge.training_log.rows import Rows
 
 LARGEST_SECONDS = 1e8  # a larger number is a date: seconds since 1970
+HELD_BACK = 200  # lines of a log that a buffer of 8 KiB holds, at most
+LOSSES = frozenset({"train/loss", "train/epoch_loss"})
 LEAST_BYTES = 1e6  # a smaller number of bytes without a unit is one of megabytes or gigabytes: nobody can tell
 
 
@@ -52,11 +55,31 @@ def assemble(rows: Rows, origin: Origin, given: Given) -> TrainingLog:
         records=len(rows),
         unread=dict(rows.unread),
         notes=tuple(dict.fromkeys((*notes, *settings_notes(settings)))),
-        events=tuple((*rows.events, *axis.events)),
+        events=(*_with_records_after(rows, assigned, axis), *axis.events),
         ended=origin.ended,
         step_unit=axis.unit,
     )
     return with_kind(log)
+
+
+def _with_records_after(rows: Rows, assigned: Mapping[str, Resolved], axis: Axis) -> list[dict[str, Any]]:
+    """The events of the rows. One of a crash that has a line gets `records_after`: how many steps have a training loss behind
+    it, and one more if the run's end stands there; and `is_held_back`: whether these go on from the steps before it and are so
+    few that a buffer may have held them back."""
+    losses = [raw for raw, found in assigned.items() if found.name in LOSSES]
+    index = np.unique(np.concatenate([rows.column(raw)[0] for raw in losses])) if losses else np.zeros(0, np.int64)
+    lines, steps = np.asarray(rows.lines)[index], axis.steps[index]
+    events = []
+    for number, event in enumerate(rows.events):
+        if event.get("kind") == "crash" and "line" in event:
+            before, after = steps[lines <= event["line"]], np.unique(steps[lines > event["line"]])
+            if len(before):
+                after = after[after != before[-1]]  # a progress bar is drawn once more
+            is_over = any(later.get("kind") == "end" for later in rows.events[number:])
+            is_held_back = 0 < len(after) <= HELD_BACK and not is_over and (not len(before) or after[0] > before[-1])
+            event = {**event, "records_after": len(after) + is_over, "is_held_back": is_held_back}
+        events.append(event)
+    return events
 
 
 def settings_notes(settings: TrainingSettings) -> list[str]:

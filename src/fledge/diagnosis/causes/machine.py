@@ -24,11 +24,11 @@ def waiting(case: Case) -> Sign | None:
         WAITING,
         "certain" if share >= _limit("data_share_certain") else "likely",
         f"{share:.0%} of the time of an update ({seconds:.3g} s) is spent waiting for its batch",
-        hint="prepare the data before training or with more worker processes, and keep it on a local disk",
+        hint="prepare the data before training and keep it on a local disk; give the loader of batches more worker processes "
+        "where it has some (dataloader_num_workers, num_workers)",
         proof="time a hundred updates with the rows already in memory",
         evidence={"data_share": share, "step_seconds": seconds},
         severity="warning",
-        patch={"runtime.data_workers": 4},
         steps=span(case.log.get("system/step_seconds")),
     )
 
@@ -76,17 +76,21 @@ def growing(case: Case) -> Sign | None:
 
 
 def out_of_memory(case: Case) -> Sign | None:
-    """A log that ends with a complaint about memory."""
-    text = case.value("curve/crash") or ""
-    if not any(word in text.lower() for word in MEMORY_WORDS):
+    """A log that ends with a complaint about memory, or has one before its last records."""
+    text, before_records = case.value("curve/crash") or "", case.value("curve/crash_before_records") or ""
+    is_end = any(word in text.lower() for word in MEMORY_WORDS)
+    if not is_end and not any(word in before_records.lower() for word in MEMORY_WORDS):
         return None
+    text = text if is_end else before_records
     rows = case.settings.micro_batch_rows
     fewer = max(1, int(rows // 2)) if rows and rows > 1 else None
     exact = {"merge_micro_batches": False} if case.log.stage and other_setting(case, "device") == "cuda" else {}
     return sign(
         OUT_OF_MEMORY,
-        "certain",
-        f"the run ended without memory: {text[:160]}",
+        "certain" if is_end else "possible",
+        f"the run ended without memory: {text[:160]}"
+        if is_end
+        else f"memory ran out, and the last records stand behind that line, where a buffer may have held them: {text[:160]}",
         hint="use a smaller micro-batch with more accumulation, activation checkpointing, shorter rows, or an adapter",
         proof="train ten updates of the longest rows with the smaller micro-batch",
         evidence={"text": text[:300], "micro_batch_rows": rows},
@@ -163,7 +167,7 @@ CAUSES = (
           explains=frozenset({"loss spikes", "divergence", "oscillation", "learning rate not as planned"})),
     Cause(name=GROWING, category="machine", find=growing, rank=60, needs=("system/memory_bytes",),
           explains=frozenset({"slow training", "updates become slower", OUT_OF_MEMORY})),
-    Cause(name=WAITING, category="machine", find=waiting, rank=62, needs=("system/phases/data",), setting=True,
+    Cause(name=WAITING, category="machine", find=waiting, rank=62, needs=("system/phases/data",),
           explains=frozenset({"slow training", SLOWER})),
     Cause(name=SLOWER, category="machine", find=slower, rank=64, needs=("system/step_seconds",),
           explains=frozenset({"slow training"})),

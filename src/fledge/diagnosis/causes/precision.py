@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.matching import matching
@@ -95,22 +97,32 @@ def bad_numbers(case: Case) -> Sign | None:
 
 
 def bad_rows(case: Case) -> Sign | None:
-    """Single updates without a finite loss or gradient, with training sound before and after."""
-    share = max(case.value("curve/loss_not_finite") or 0.0, case.value("curve/grad_norm_not_finite") or 0.0)
-    if share <= 0 or _lasts(case) or _uses_fp16(case) or matching(case, ("divergence",)):
+    """Single updates without a finite loss or gradient, with training sound before and after. Gradients alone that are no
+    numbers can be overflows of an fp16 that the log does not tell: those of the first updates, by which a loss scale finds its
+    size, do not count."""
+    column, may_be_fp16 = "train/loss", False
+    if not case.value("curve/loss_not_finite"):
+        column, may_be_fp16 = "train/grad_norm", _uses_fp16(case) is None
+    series = case.log.series.get(column)
+    if series is None or not len(series) or _lasts(case) or _uses_fp16(case) or matching(case, ("divergence",)):
         return None
-    start = case.value("curve/loss_not_finite_from") or case.value("curve/grad_norm_not_finite_from")
+    bad = series.steps[~np.isfinite(series.values)]
+    if may_be_fp16:
+        bad = bad[bad >= series.steps[0] + _limit("first_updates")]
+    if not len(bad):
+        return None
+    share, start = len(bad) / len(series), float(bad[0])
     return sign(
         BAD_ROWS,
-        "likely",
+        "possible" if may_be_fp16 else "likely",
         f"{share:.2%} of the updates have no finite loss or gradient, first at step {start:,.0f}, and training is sound around "
         "them: single rows do this, such as rows without any target",
         hint="look at the rows of that step: rows of which nothing is supervised divide 0 by 0",
         proof="measure the loss of the rows of that step one by one",
         evidence={"share": share, "first_step": start},
         severity="warning",
-        alternatives={"everything masked": "data/target_share"},
-        steps=(float(start or 0), float(case.value("curve/last_step") or 0)),
+        alternatives={"everything masked": "data/target_share", **({OVERFLOW: "train/loss_scale"} if may_be_fp16 else {})},
+        steps=(start, float(case.value("curve/last_step") or start)),
     )
 
 

@@ -9,6 +9,7 @@ from fledge.diagnosis.causes.matching import beyond, inner_update, matching, tim
 from fledge.diagnosis.causes.schedules import SCHEDULES
 from fledge.diagnosis.causes.signs import patch, sign, span
 from fledge.diagnosis.evidence import rounded
+from fledge.diagnosis.facts import end_of_loss
 from fledge.diagnosis.rate_bands import GENERIC
 from fledge.diagnosis.thresholds import threshold
 
@@ -18,6 +19,7 @@ BROKEN = ("not a number", "divergence")
 TOO_FAST = (*BROKEN, "loss spikes", "oscillation", "exploding gradient", "high level")
 AT_CHANCE = ("loss at ln 2", "margins flat")
 RANKED = frozenset({"reward"})  # kinds whose loss is ln 2 where the two answers of a pair are told apart by chance alone
+HELD_UP = ("divergence", "not learning", "slow learning", "high level")
 TOO_SLOW = ("not learning", "slow learning", "high level", "loss at ln 2", "margins flat")
 STILL = (
     "not learning",
@@ -220,7 +222,8 @@ def not_planned(case: Case) -> Sign | None:
 
 def weight_decay(case: Case) -> Sign | None:
     """A decay that shrinks the weights faster than gradients restore them: Σ rate × decay, of which Wang & Aitchison (2024)
-    find the order of 1 best for a whole run."""
+    find the order of 1 best for a whole run. Long pretraining with a usual decay is far above that and sound: there it counts
+    only with a loss that the decay may hold up."""
     decay, summed = case.settings.weight_decay, case.value("plan/summed_rates")
     if not decay or not summed or case.value("plan/has_adapter"):
         return None
@@ -230,15 +233,19 @@ def weight_decay(case: Case) -> Sign | None:
     is_unusual = decay > _limit("unusual_decay") and decayed > unusual
     if decayed <= limit and not is_unusual:
         return None
+    symptoms = matching(case, HELD_UP)
+    is_usual = decay <= _limit("usual_decay") and not symptoms and end_of_loss(case) != "rises"
+    if is_usual and is_fresh:
+        return None
     wanted = rounded(min(0.1, (1.0 if is_fresh else 0.05) / summed))
     return sign(
         DECAY,
-        "likely",
+        "possible" if is_usual else "likely",
         f"weight decay {decay:.3g} with rates that add up to {summed:.3g} shrinks the weights to {math.exp(-decayed):.1%} of "
         "their size, but for what gradients restore",
         hint=f"set the weight decay to {wanted:.1g} or below",
         proof="train from the same start with the smaller decay, on the same rows: the loss falls lower",
-        evidence={"weight_decay": decay, "summed_rates": summed, "decayed": decayed, "limit": limit},
+        evidence={"weight_decay": decay, "summed_rates": summed, "decayed": decayed, "limit": limit, "symptoms": symptoms},
         severity="warning",
         patch=patch(case, optimizer__weight_decay=wanted),
         steps=_rates(case),

@@ -90,9 +90,8 @@ def cut(case: Case) -> Sign | None:
 def no_warmup(case: Case) -> Sign | None:
     """No warm-up, and gradients or losses of the first steps that show that it hurt."""
     warmup, points = case.value("curve/warmup_steps"), case.value("curve/lr_points") or 0
-    started_high = (
-        warmup is not None and warmup <= STEPS_OF_WARMUP and (case.value("curve/first_lr_step") or 9) <= STEPS_OF_WARMUP
-    )
+    first = case.value("curve/first_lr_step")
+    started_high = warmup is not None and warmup <= STEPS_OF_WARMUP and first is not None and first <= STEPS_OF_WARMUP
     if not started_high or points < _limit("points"):
         return None
     grad, jump, size = case.value("curve/early_grad_peak"), _early_jump(case), inner_update(case, "first_update")

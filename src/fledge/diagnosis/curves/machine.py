@@ -68,5 +68,11 @@ def _memory(log: TrainingLog) -> dict[str, Any]:
 
 
 def _crash(log: TrainingLog) -> dict[str, Any]:
-    texts = [str(event.get("text", "")) for event in log.events if event.get("kind") == "crash"]
-    return {"curve/crash": texts[-1]} if texts else {}
+    """The last line that tells of a crash. One that records of the training loss follow was caught, or the run went on later:
+    it counts for none, but where so few follow that a buffer may have held them back."""
+    crashes = [event for event in log.events if event.get("kind") == "crash"]
+    ends = [event for event in crashes if not event.get("records_after")]
+    if ends:
+        return {"curve/crash": str(ends[-1].get("text", ""))}
+    held = [event for event in crashes if event.get("is_held_back")]
+    return {"curve/crash_before_records": str(held[-1].get("text", ""))} if held and not log.ended else {}
