@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fledge.doctor.prove_budget import RUN_SECONDS, least_share, length_of, needs_whole, newest_step, whole_seconds
-from fledge.doctor.prove_effect import RANKED, Effect, Outcome, compare
+from fledge.doctor.prove_effect import RANKED, Effect, Outcome, compare, with_worst
 from fledge.doctor.prove_recipes import Length, Patch, ProofRecipes, Start
 from fledge.doctor.prove_runs import Observation, ProofRuns, Variant, hash_of
 from fledge.doctor.prove_yardsticks import Yardstick, yardsticks_for
@@ -256,16 +256,12 @@ class _Prover:
 def _outcomes(pairs: Sequence[tuple[Observation, Observation]], yardsticks: Sequence[Yardstick]) -> list[Effect]:
     """What the pairs say about each figure."""
     identical = all(first.weights and first.weights == second.weights for first, second in pairs)
-    names = [one.scale.name for one in yardsticks]
-    return [
-        compare(
-            one.scale,
-            [first.values[name] for first, _ in pairs],
-            [second.values[name] for _, second in pairs],
-            identical=identical,
-        )
-        for name, one in zip(names, yardsticks, strict=True)
-    ]
+    runs = [one for pair in pairs for one in pair]
+    effects = []
+    for scale in (one.scale for one in yardsticks):
+        values = with_worst(scale, [one.values[scale.name] for one in runs], [one.stand_ins(scale.name) for one in runs])
+        effects.append(compare(scale, values[::2], values[1::2], identical=identical and scale.of_model))
+    return effects
 
 
 def _tokens(variant: Variant, steps: int) -> int:

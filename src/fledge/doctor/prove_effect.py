@@ -12,7 +12,7 @@ Of fewer than six seeds the half width is Student's t at 98 %. Of six or more th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ RANKED = 6  # seeds from which on the interval is that of signed ranks
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How a figure is read. `useful`: the smallest effect that matters, a share of the figure of the unchanged runs if
-    `relative`. `is_rate`: whether a document's figure is 0 or 1."""
+    `relative`. `is_rate`: whether a document's figure is 0 or 1. `of_model`: whether equal weights have equal figures."""
 
     name: str
     label: str
@@ -41,6 +41,7 @@ class Scale:
     useful: float
     relative: bool = True
     is_rate: bool = False
+    of_model: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,21 @@ class Effect:
             f"{self.label}: {self.given:.4g} → {self.patched:.4g}{unit}; better by {self.gain:+.3g} [{low:+.3g}, {high:+.3g}] "
             f"over {len(self.of_seeds)} pairs; {self.useful:.2g} would be useful."
         )
+
+
+def with_worst(scale: Scale, runs: Sequence[Values], stand_ins: Sequence[Collection[str]]) -> list[dict[str, float]]:
+    """The figures of runs, where those that stand for none (`stand_ins`: names of their documents in each run) are the worst
+    that any run has for the document, if that is worse: no model is never better than one."""
+    worse = min if scale.higher_is_better else max
+    worst: dict[str, float] = {}
+    for values, without in zip(runs, stand_ins, strict=True):
+        for name, value in values.items():
+            if name not in without:
+                worst[name] = worse(worst.get(name, value), value)
+    return [
+        {name: worse(value, worst.get(name, value)) if name in without else value for name, value in values.items()}
+        for values, without in zip(runs, stand_ins, strict=True)
+    ]
 
 
 def compare(scale: Scale, given: Sequence[Values], patched: Sequence[Values], *, identical: bool = False) -> Effect:

@@ -5,7 +5,7 @@ import gc
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from fledge.tokenizer import Tokenizer, load_tokenizer
 
 PROOFS = "proofs"  # folder of a stage
 DIGITS = 7  # of a figure that is kept
+MEASURING = 2  # how figures are measured: another number where that changed, so that runs are measured anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,19 @@ class Variant:
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """What was measured on a run. `values`: name of a figure → document → value. `failed`: why it ended without a model; empty
-    otherwise. `weights`: their hash. `seconds`: all in."""
+    otherwise. `no_numbers`: name of a figure → documents whose value is no finite number. `weights`: their hash. `seconds`: all
+    in."""
 
     values: dict[str, dict[str, float]]
     failed: str = ""
+    no_numbers: dict[str, list[str]] = field(default_factory=dict)
     weights: str = ""
     steps: int = 0
     seconds: float = 0.0
+
+    def stand_ins(self, figure: str) -> Collection[str]:
+        """The documents whose value of a figure stands for none: of a run without a model all."""
+        return self.values[figure] if self.failed else self.no_numbers.get(figure, ())
 
 
 @dataclass(kw_only=True)
@@ -175,7 +182,7 @@ class ProofRuns:
         recipe = self.recipes.short(variant.recipe, variant.prepared, length, seed)
         names = [one.scale.name for one in yardsticks]
         tree = recipe.model_dump(mode="json", exclude={"name", "output", "built_dataset"})
-        key = hash_of([tree, str(variant.built), names, list(held_out.examples)])
+        key = hash_of([MEASURING, tree, str(variant.built), names, list(held_out.examples)])
         file = self.folder / "runs" / f"{key}.json"
         if file.exists():
             return Observation(**read_json(file, dict[str, Any]))
@@ -208,20 +215,17 @@ class ProofRuns:
         self, directory: StageDirectory, held_out: HeldOut, yardsticks: Sequence[Yardstick], failed: str
     ) -> Observation:
         subject = Subject(directory=directory, held_out=held_out)
-        values: dict[str, dict[str, float]] = {}
-        for one in yardsticks:
-            worst = one.worst(held_out)
-            if failed:
-                values[one.scale.name] = one.of_failed(held_out)
-                continue
-            found = one.measure(subject)
-            finite = {key: value if math.isfinite(value) else worst for key, value in found.items()}
-            values[one.scale.name] = {key: round(value, DIGITS) for key, value in finite.items()}
         if failed:
-            return Observation(values=values, failed=failed)
+            return Observation(values={one.scale.name: one.of_failed(held_out) for one in yardsticks}, failed=failed)
+        values: dict[str, dict[str, float]] = {}
+        no_numbers: dict[str, list[str]] = {}
+        for one in yardsticks:
+            name, worst, found = one.scale.name, one.worst(held_out), one.measure(subject)
+            no_numbers[name] = [key for key, value in found.items() if not math.isfinite(value)]
+            values[name] = {key: round(value, DIGITS) if math.isfinite(value) else worst for key, value in found.items()}
         result = directory.result() or {}
         weights = hash_files(*sorted(resolve_model_path(str(directory.root)).glob("*.safetensors")))
-        return Observation(values=values, weights=weights, steps=int(result.get("step", 0)))
+        return Observation(values=values, no_numbers=no_numbers, weights=weights, steps=int(result.get("step", 0)))
 
     def clean(self) -> None:
         """Remove the folder of runs."""

@@ -153,10 +153,12 @@ def _margins(subject: Subject) -> Values:
     it was raised, or lowered where it is undesirable."""
     held_out, examples = subject.held_out, subject.held_out.data.examples
     raised = [now - before for (now, _), (before, _) in zip(subject.logps, _start_logps(held_out), strict=True)]
-    if examples.sequences_per_example > 1:
-        return {name: raised[2 * n] - raised[2 * n + 1] for n, name in enumerate(held_out.examples)}
-    signs = [1.0 if examples.labels is None or examples.labels[number] else -1.0 for number in held_out.examples.values()]
-    return {name: sign * value for name, sign, value in zip(held_out.examples, signs, raised, strict=True)}
+    firsts = dict(zip(held_out.examples, raised[:: examples.sequences_per_example], strict=True))
+    if (labels := examples.labels) is not None:
+        return {name: value if labels[held_out.examples[name]] else -value for name, value in firsts.items()}
+    if examples.sequences_per_example == 1:
+        return firsts
+    return {name: value - raised[2 * n + 1] for n, (name, value) in enumerate(firsts.items())}
 
 
 def _softplus(value: float) -> float:
@@ -243,12 +245,12 @@ def _own_metric(metric: str) -> Callable[[Subject], Values]:
 
 
 def _seconds_per_token(subject: Subject) -> Values:
-    """Microseconds of training for each token, from the events of the run, without the first tenth of its updates. Raises
-    FledgeError if it wrote none."""
+    """Microseconds of training for each token, from the speed of each update, without the first tenth of them. Raises
+    FledgeError if the run wrote none."""
     rates = [
-        float(event["system/tokens_per_second"])
+        float(event["system/step_tokens_per_second"])
         for event in read_events(subject.directory.events)
-        if event["kind"] == "system" and event.get("system/tokens_per_second")
+        if event["kind"] == "system" and event.get("system/step_tokens_per_second")
     ]
     rates = rates[len(rates) // 10 :]
     if not rates:
@@ -259,8 +261,8 @@ def _seconds_per_token(subject: Subject) -> Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """A figure that runs are judged by. `worst`: its value for a run that ended without a model, a finite number. `read`: the
-    documents that it reads; raises FledgeError where these are not there."""
+    """A figure that runs are judged by. `worst`: its value for a run that ended without a model, a finite number, where no
+    other run is worse. `read`: the documents that it reads; raises FledgeError where these are not there."""
 
     scale: Scale
     measure: Callable[[Subject], Values]
@@ -308,7 +310,7 @@ YARDSTICKS = {
                    useful=0.02),
         _yardstick("reward", "reward of answers", _own_metric("reward"), 0.0, higher_is_better=True, useful=0.02),
         _yardstick("microseconds_per_token", "time of training for each token", _seconds_per_token, SLOWEST, unit="µs",
-                   useful=0.05),
+                   useful=0.05, of_model=False),
     )
 }  # fmt: skip
 
