@@ -11,12 +11,13 @@ from fledge.run.console import Console
 from fledge.run.directory import RunDirectory
 from fledge.sweep.budget import TimePlan, number_of_trials, plan_time
 from fledge.sweep.journal import Journal, TrialRecord
+from fledge.sweep.metric import Metric
 from fledge.sweep.processes import RunProcess, stop_all
 from fledge.sweep.recipes import SweepFiles, trial_recipes
 from fledge.sweep.shared import build_data, train_start
 from fledge.sweep.space import Parameter
 from fledge.sweep.sweep import Sweep, SweepSettings
-from fledge.sweep.trial import Metric, Trial
+from fledge.sweep.trial import Trial
 from tests.support import tiny_run
 
 RATE = Parameter(key="stages.sft.optimizer.learning_rate", choices=(1e-3, 2e-3, 3e-3))

@@ -38,7 +38,7 @@ def _add_sweep(commands: argparse._SubParsersAction, overrides: str) -> None:
     command.add_argument("--seeds", type=int, default=1, help="runs of each trial, with different seeds (default 1)")
     command.add_argument("--processes", type=int, default=1, help="trials at a time (default 1)")
     command.add_argument("--stage", help="the stage whose result counts (default: the last one)")
-    command.add_argument("--metric", default="loss", help="metric on validation data, or SET/METRIC (default loss)")
+    command.add_argument("--metric", help="metric on validation data, or SET/METRIC (default loss; of grpo stages reward)")
     command.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="how values are proposed (default tpe)")
     command.add_argument("--sampler-seed", type=int, default=0, help="seed of the proposals (default 0)")
     command.add_argument("--no-pruning", action="store_true", help="train every trial to its end")

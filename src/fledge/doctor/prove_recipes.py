@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fledge.errors import FledgeError
 from fledge.prepare import Preparation, PreparedStage
 from fledge.recipe import Recipe, Stage, load_recipe, recipe_from_dict
+from fledge.recipe.earlier_stages import judges_of, name_judges
 from fledge.recipe.initial_weights import initial_weights
 from fledge.run.console import silent
 from fledge.run.directory import RunDirectory
@@ -106,6 +107,7 @@ class ProofRecipes:
         stage = tree["stages"][self.stage]
         if model is not None and (start == "checkpoint" or initial_weights(recipe, self.stage).directory is None):
             stage["init_from"] = str(model)
+        name_judges(stage, {one: self.run.stage(one).root for one in judges_of(recipe, self.stage)})
         tree["stages"] = {self.stage: stage}
         return recipe_from_dict({**tree, "generation_samples": {}, "alerts": {}, "logging": {}})
 

@@ -8,17 +8,12 @@ from fledge.evaluate.generated import last_question
 from fledge.model.cost import ModelCost
 from fledge.model.loading import describe_model
 from fledge.model.locate import locate_model
+from fledge.recipe.earlier_stages import reward_stages_before
 from fledge.recipe.schema import Recipe
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.run import StageDirectory, read_json, write_json
 from fledge.tokenizer import Tokenizer
 from fledge.training.rollout import RewardTable
-
-
-def reward_stages_before(recipe: Recipe, name: str) -> list[str]:
-    """The stages before the one of this name that train a reward model."""
-    names = list(recipe.stages)
-    return [one for one in names[: names.index(name)] if recipe.stages[one].trains_reward_model]
 
 
 def reward_model_costs(recipe: Recipe, name: str, cost_of_stage: Callable[[str], ModelCost]) -> dict[str, ModelCost]:

@@ -18,12 +18,12 @@ from fledge.data.cleaning.languages import LANGUAGES, detect_language
 from fledge.errors import FledgeError, first_line
 from fledge.evaluate.answers import RIGHT, AnsweredRow, answer_f1, is_object, mark
 from fledge.evaluate.metrics.repetition import repetition
-from fledge.evaluate.reward_models import reward_stages_before
 from fledge.evaluate.time_limit import TimeLimitReached, wall_time_limit
 from fledge.generation import RewardModel, load_reward_model
 from fledge.generation.loading import tokenizer_directory
 from fledge.model.loading import check_purpose
 from fledge.model.locate import locate_model
+from fledge.recipe.earlier_stages import reward_stages_before
 from fledge.recipe.schema import Recipe
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.recipe.sections.rewards import RewardConfig

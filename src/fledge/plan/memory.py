@@ -91,6 +91,7 @@ def memory_inputs(
         can_adapt=from_weights,
         can_precompute=hasattr(stage, "precompute_ref_log_probs"),
         sequences_per_row=max(1, round(train.packed_length / stage.data.max_seq_len)),
+        stage=stage,
     )
 
 

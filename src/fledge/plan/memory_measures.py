@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fledge.model.quantization import bytes_per_weight
+from fledge.plan.device_batch import even_micro_batch
 from fledge.plan.memory import largest_micro_batch, needed_bytes
 from fledge.plan.memory_moments import MemoryInputs
 from fledge.plan.memory_probe import MemoryProbe
-from fledge.recipe.schema import AdapterConfig, QuantizationConfig, RuntimeConfig
+from fledge.plan.row_length import keys_of_length
+from fledge.recipe.schema import AdapterConfig, OptimizerConfig, QuantizationConfig, RuntimeConfig
+from fledge.recipe.sections.engine import ADAPTER_RATES
 
 SHORTEST = 128  # tokens of a row, below which it is not shortened
 
@@ -32,9 +35,23 @@ class Plan:
     has_tokens_per_step: bool = False
 
     @property
+    def own_rows(self) -> int:
+        """The rows of an update that a device has at most."""
+        return -(-self.rows // self.count)
+
+    @property
     def needs(self) -> float:
         """Bytes of the stage."""
-        return needed_bytes(self.inputs, self.runtime, self.micro, -(-self.rows // self.count), self.probe)
+        return needed_bytes(self.inputs, self.runtime, self.micro, self.own_rows, self.probe)
+
+    def largest(self, available: float) -> int | None:
+        """The rows of the largest micro-batch of a device that fits and is of use; None: not even one row fits."""
+        return largest_micro_batch(self.own_rows, self.inputs, self.runtime, available, self.probe)
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """The tokens of an update, where the recipe sets its size by them."""
+        return self.rows * self.inputs.row_length if self.has_tokens_per_step else None
 
     @property
     def is_sharded(self) -> bool:
@@ -69,8 +86,8 @@ class Measure:
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """What fits into `available` bytes. `needs`: bytes of what is wanted. `largest`: the rows of the largest micro-batch that
-    fits, divides the rows of an update and is no larger than is useful; None: not even one row fits. `limit`: why it is no
-    larger. `measures`: empty if what is wanted fits."""
+    fits, divides the rows that a device has of an update, and is no larger than is useful; None: not even one row fits.
+    `limit`: why it is no larger. `measures`: empty if what is wanted fits."""
 
     available: float
     needs: float
@@ -86,7 +103,8 @@ class Fit:
 
 def _smaller_micro_batch(available: float) -> Change:
     def change(plan: Plan) -> tuple[Plan, Patch] | None:
-        micro = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available, plan.probe) or 1
+        largest = plan.largest(available) or 1
+        micro = max(size for size in range(1, largest + 1) if plan.rows % size == 0)  # a recipe counts those of all devices
         if micro >= plan.micro:
             return None
         patch: Patch = {
@@ -95,16 +113,23 @@ def _smaller_micro_batch(available: float) -> Change:
         }
         if plan.has_tokens_per_step:  # a recipe has one of the two
             patch["stage.batch.tokens_per_step"] = None
-        return replace(plan, micro=micro), patch
+        own = even_micro_batch(plan.own_rows, micro) if plan.count > 1 else micro
+        return replace(plan, micro=own, has_tokens_per_step=False), patch
 
     return change
+
+
+def _no_second_model(plan: Plan) -> Patch:
+    """What must go with a change after which no second model is in memory: its precision and its place, where they are set."""
+    placed = ("reference_precision", "reference_device")
+    return {f"stage.{key}": None for key in placed if getattr(plan.inputs.stage, key, None) is not None}
 
 
 def _precomputed_reference(plan: Plan) -> tuple[Plan, Patch] | None:
     if not plan.inputs.reference or not plan.inputs.can_precompute:
         return None
     inputs = replace(plan.inputs, reference=0.0, adapter_copies=0, precomputes_reference=True)
-    return replace(plan, inputs=inputs), {"stage.precompute_ref_log_probs": True}
+    return replace(plan, inputs=inputs), {"stage.precompute_ref_log_probs": True, **_no_second_model(plan)}
 
 
 def _checkpointing(every: int) -> Change:
@@ -134,14 +159,31 @@ def _lora(plan: Plan) -> tuple[Plan, Patch] | None:
         return None
     config = AdapterConfig()
     keeps = int(plan.inputs.reference > 0)
+    optimizer, changed = _optimizer_of_adapter(plan)
     inputs = replace(
         plan.inputs,
         adapter=plan.inputs.cost.adapter_parameters(config.r),
         adapter_copies=keeps,
         reference=0.0,
         rounded=True,
+        optimizer=optimizer,
     )
-    return replace(plan, inputs=inputs), {"stage.adapter.r": config.r}
+    return replace(plan, inputs=inputs), {"stage.adapter.r": config.r, **_no_second_model(plan), **changed}
+
+
+def _optimizer_of_adapter(plan: Plan) -> tuple[OptimizerConfig, Patch]:
+    """The optimizer of a stage that gets an adapter, and what changes. Adafactor would hardly move one, and its rates are of
+    another kind."""
+    now, stage = plan.inputs.optimizer, plan.inputs.stage
+    if now.name != "adafactor":
+        return now, {}
+    patch: Patch = {"stage.optimizer.name": "adamw"}
+    rate, before = ADAPTER_RATES.get(stage.kind) if stage else None, now.learning_rate
+    if stage is not None and rate is not None and before != "auto":
+        patch["stage.optimizer.learning_rate"] = rate
+        if isinstance(stage.schedule.min_lr, float) and stage.schedule.min_lr:
+            patch["stage.schedule.min_lr"] = float(f"{stage.schedule.min_lr / before * rate:.3g}")
+    return now.model_copy(update={"name": "adamw"}), patch
 
 
 def _qlora(plan: Plan) -> tuple[Plan, Patch] | None:
@@ -150,7 +192,8 @@ def _qlora(plan: Plan) -> tuple[Plan, Patch] | None:
     if not plan.inputs.can_adapt or plan.is_sharded:
         return None
     before = (plan, {}) if plan.inputs.adapter is not None else _lora(plan)
-    assert before is not None
+    if before is None:
+        return None
     adapted, patch = before
     config = QuantizationConfig()
     inputs = replace(adapted.inputs, quantized=bytes_per_weight(config))
@@ -159,14 +202,29 @@ def _qlora(plan: Plan) -> tuple[Plan, Patch] | None:
 
 def _shorter(available: float) -> Change:
     def change(plan: Plan) -> tuple[Plan, Patch] | None:
-        length, sequences = plan.inputs.row_length, plan.inputs.sequences_per_row
-        shorter = plan
-        while length // 2 >= SHORTEST * sequences and shorter.needs > available:
+        sequences = plan.inputs.sequences_per_row
+        length, shorter = plan.inputs.row_length // sequences, plan
+        while length // 2 >= SHORTEST and shorter.needs > available:
             length //= 2
-            shorter = replace(plan, inputs=replace(plan.inputs, row_length=length))
-        return None if shorter is plan else (shorter, {"stage.data.max_seq_len": length // sequences})
+            shorter = replace(plan, inputs=replace(plan.inputs, row_length=length * sequences))
+        if shorter is plan:
+            return None
+        keys = _keys_of_length(plan, length)
+        rows = keys.get("batch.tokens_per_step", plan.tokens_per_step or 0) // (length * sequences) or plan.rows
+        micro = min(plan.micro, keys.get("batch.micro_batch_size", plan.micro))
+        patch = {f"stage.{key}": value for key, value in keys.items()}
+        return replace(shorter, rows=rows, micro=micro), {**patch, "built_dataset": None}  # built for the longer rows
 
     return change
+
+
+def _keys_of_length(plan: Plan, length: int) -> dict[str, Any]:
+    """The keys of the stage with which its rows have `length` tokens."""
+    stage = plan.inputs.stage
+    if stage is None:
+        return {"data.max_seq_len": length}
+    written = stage.batch.micro_batch_size
+    return keys_of_length(stage, length, plan.tokens_per_step, None if written == "auto" else written)
 
 
 def _measures(available: float) -> Iterable[tuple[Change, str]]:
@@ -188,7 +246,7 @@ def what_would_fit(plan: Plan, available: float) -> Fit:
 
     If they do not fit: each measure that makes a difference, with the bytes that it then needs. If none of them is enough by
     itself, the measures together, one after another until they are (`together`)."""
-    largest = largest_micro_batch(plan.rows, plan.inputs, plan.runtime, available, plan.probe)
+    largest = plan.largest(available)
     fit = Fit(available=available, needs=plan.needs, largest=largest, limit=_limit(plan, largest, available), measures=[])
     if fit.fits:
         return fit
@@ -202,10 +260,11 @@ def _limit(plan: Plan, largest: int | None, available: float) -> Limit:
     """Why the largest micro-batch is no larger."""
     if largest is None:
         return "memory"
-    larger = next((size for size in range(largest + 1, plan.rows + 1) if plan.rows % size == 0), None)
+    rows = plan.own_rows
+    larger = next((size for size in range(largest + 1, rows + 1) if rows % size == 0), None)
     if larger is None:
         return "rows"
-    needs = needed_bytes(plan.inputs, plan.runtime, larger, plan.rows, plan.probe)
+    needs = needed_bytes(plan.inputs, plan.runtime, larger, rows, plan.probe)
     return "memory" if needs > available else "speed"
 
 

@@ -17,7 +17,7 @@ from fledge.model.cost import ModelCost
 from fledge.model.linear_cross_entropy import CHUNK, chunk_rows, float32_logits, tile_numbers
 from fledge.model.product_shapes import padded_lengths
 from fledge.model.segments import segment_room
-from fledge.recipe.schema import OptimizerConfig, RuntimeConfig
+from fledge.recipe.schema import OptimizerConfig, RuntimeConfig, Stage
 from fledge.run.code_cache import MOST_KERNELS
 
 MIB = 2**20
@@ -66,6 +66,7 @@ class MemoryInputs:
     quantized: float | None = None  # bytes of a number of the frozen matrices, if they are quantized
     ranks: int = 1
     sharded: bool = False  # among the ranks: FSDP; else each rank has all (DDP)
+    stage: Stage | None = None  # that is estimated: its keys that a change of another one must go with
 
 
 @dataclass(frozen=True, kw_only=True)

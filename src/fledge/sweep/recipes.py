@@ -12,6 +12,7 @@ from typing import Any
 
 from fledge.errors import FledgeError
 from fledge.recipe import Recipe, load_recipe, recipe_from_dict, to_yaml
+from fledge.recipe.earlier_stages import judges_of, name_judges, needed_stages
 from fledge.recipe.initial_weights import first_initial_weights, initial_weights
 from fledge.run import StageDirectory, write_text
 from fledge.run.directory import RunDirectory
@@ -116,12 +117,12 @@ class TrialRecipes:
         return recipe.model_copy(update={"built_dataset": str(self.paths.data(seed))})
 
     def start(self, seed: int) -> Recipe | None:
-        """The stages that all trials of a seed begin with; None if there are none, or if trials have weights of their own."""
+        """The stages that all trials of a seed begin with; None if there are none, or if trials need none of their models."""
         recipe = self.with_data(seed)
         tree = recipe.model_dump(mode="json")
         names = list(tree["stages"])
-        needed = [initial_weights(recipe, name).previous_stage for name in names[self.first :]]
-        if not set(needed) & set(names[: self.first]):
+        needed = {one for name in names[self.first :] for one in needed_stages(recipe, name)}
+        if not needed & set(names[: self.first]):
             return None
         tree["stages"] = {name: tree["stages"][name] for name in names[: self.first]}
         return self._at(tree, self.paths.start(seed))
@@ -135,6 +136,8 @@ class TrialRecipes:
             before = initial_weights(recipe, name).previous_stage
             if before is not None and before not in tree["stages"]:
                 tree["stages"][name]["init_from"] = str(self._start_model(seed, before))
+            judges = [one for one in judges_of(recipe, name) if one not in tree["stages"]]
+            name_judges(tree["stages"][name], {one: self._start_model(seed, one) for one in judges})
         measured = tree["stages"][self.stage]
         measured["evaluation"]["verdict"]["roll_back"] = False  # the model that was measured is the result, however bad
         if self.keeps_checkpoints:

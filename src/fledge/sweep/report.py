@@ -15,12 +15,13 @@ from fledge.run import Console, write_json, write_text
 from fledge.run.terminal import output_terminal
 from fledge.sweep.documents import Losses, compare_documents, stored_losses
 from fledge.sweep.journal import TrialRecord, best_record
+from fledge.sweep.metric import Metric
 from fledge.sweep.plots import write_figures
 from fledge.sweep.proposals import Search, importances
 from fledge.sweep.pruning import end_of_seed
 from fledge.sweep.recipes import TrialRecipes
 from fledge.sweep.space import yaml_text
-from fledge.sweep.trial import Metric, documents_file
+from fledge.sweep.trial import documents_file
 
 STATES = {"complete": 0, "pruned": 1, "failed": 2}  # the order of the table
 

@@ -18,13 +18,14 @@ from fledge.run.text_files import read_json
 from fledge.sweep.budget import PLANNED, number_of_trials, plan_time
 from fledge.sweep.documents import ValidationDocuments
 from fledge.sweep.journal import Journal, TrialRecord, best_record, check_settings, describe_space
+from fledge.sweep.metric import LOSS, Metric
 from fledge.sweep.processes import POLL_SECONDS, stop_all
 from fledge.sweep.proposals import SAMPLERS, STARTUP, Search, grid_points, import_optuna
-from fledge.sweep.recipes import SweepFiles, trial_recipes
+from fledge.sweep.recipes import SweepFiles, chosen_stage, trial_recipes
 from fledge.sweep.report import trial_line, write_results
 from fledge.sweep.shared import build_data, train_start
 from fledge.sweep.space import Parameter, own_values
-from fledge.sweep.trial import LOSS, Metric, Trial
+from fledge.sweep.trial import Trial
 
 ALL_FAILED = 3  # trials that fail at first end a sweep: something is wrong with all of them
 
@@ -33,9 +34,9 @@ ALL_FAILED = 3  # trials that fail at first end a sweep: something is wrong with
 class SweepSettings:
     """What a sweep does: recipe files and overrides, the space, and how it is searched.
 
-    `stage`: the one that is measured; None: the last. `trials`, `minutes`: how many, or how long; neither: 20 trials. `seeds`:
-    runs of each trial. `processes`: trials at a time. `prune`: whether hopeless trials end early. `keep_checkpoints`: of all
-    trials; else only the best trial keeps its models.
+    `stage`: the one that is measured; None: the last. `metric`: what trials are compared by; None: the goal of that stage.
+    `trials`, `minutes`: how many, or how long; neither: 20 trials. `seeds`: runs of each trial. `processes`: trials at a time.
+    `prune`: whether hopeless trials end early. `keep_checkpoints`: of all trials; else only the best trial keeps its models.
     """
 
     files: tuple[str, ...]
@@ -43,7 +44,7 @@ class SweepSettings:
     space: tuple[Parameter, ...]
     overrides: tuple[tuple[str, str], ...] = ()
     stage: str | None = None
-    metric: str = LOSS
+    metric: str | None = None
     sampler: str = "tpe"
     trials: int | None = None
     minutes: float | None = None
@@ -58,11 +59,13 @@ class Sweep:
     """A sweep in its folder. An interrupted one goes on."""
 
     def __init__(self, settings: SweepSettings, console: Console) -> None:
-        """Raises FledgeError if the recipe does not take the space, or Optuna is missing."""
+        """Raises FledgeError if the recipe does not take the space, the metric cannot compare its values, or Optuna is
+        missing."""
         import_optuna("fledge sweep")
         self.settings, self.console, self.log = settings, console, console.log
-        self.metric = Metric(name=settings.metric)
-        self.prune = settings.prune and settings.metric == LOSS
+        self.recipe = load_recipe(list(settings.files), list(settings.overrides))
+        self.metric = Metric.of(settings.metric, self.recipe.stages[chosen_stage(self.recipe, settings.stage)])
+        self.prune = settings.prune and self.metric.name == LOSS
         self.recipes = trial_recipes(
             settings.files,
             settings.overrides,
@@ -72,15 +75,16 @@ class Sweep:
             keeps_checkpoints=self.prune,
             processes=settings.processes,
         )
-        self.recipe = load_recipe(list(settings.files), list(settings.overrides))
         if self.recipe.built_dataset is not None and settings.seeds > 1:
             raise FledgeError("built_dataset holds the data of one seed", where="--seeds",
                               hint="leave built_dataset out: a sweep builds the data of each seed once")  # fmt: skip
+        higher_is_better = self.metric.higher_is_better  # an unknown metric is told as such
+        self.metric.check(self.recipes)
         self.search = Search(
             space=settings.space,
             sampler=settings.sampler,
             seed=settings.seed,
-            higher_is_better=self.metric.higher_is_better,
+            higher_is_better=higher_is_better,
             first=own_values(self.recipe, settings.space),
         )
         self.documents: dict[int, ValidationDocuments | None] = {}
@@ -119,7 +123,8 @@ class Sweep:
         settings = {
             "recipe": self.recipe.model_dump(mode="json", exclude={"name", "output", "logging", "alerts"}),
             "space": describe_space(given.space),
-            **{name: getattr(given, name) for name in ("metric", "sampler", "seeds", "processes", "seed", "prune")},
+            **{name: getattr(given, name) for name in ("sampler", "seeds", "processes", "seed", "prune")},
+            "metric": self.metric.name,
             "stage": self.recipes.stage,
         }
         if not check_settings(self.recipes.paths.settings, settings):
@@ -142,7 +147,7 @@ class Sweep:
 
     def _documents(self, seed: int, recipe: Recipe) -> ValidationDocuments | None:
         """The validation documents of a seed; None where trials are not compared by them."""
-        if not (self.recipes.shares_data and self.settings.metric == LOSS):
+        if not (self.recipes.shares_data and self.metric.name == LOSS):
             return None
         if seed not in self.documents:
             found = ValidationDocuments(recipe, self.recipes.stage)

@@ -8,8 +8,6 @@ from typing import Any
 
 from fledge.checkpoint.find import verify
 from fledge.errors import FledgeError
-from fledge.evaluate.records import AFTER, read_set_result
-from fledge.metric_names import METRIC_NAMES
 from fledge.plan.evaluation import evaluation_interval
 from fledge.recipe import Recipe
 from fledge.run.directory import StageDirectory, resolve_model_path
@@ -17,44 +15,11 @@ from fledge.run.events import read_events
 from fledge.run.text_files import read_json
 from fledge.sweep.documents import Losses, ValidationDocuments, stored_losses
 from fledge.sweep.journal import TrialRecord
+from fledge.sweep.metric import LOSS, Metric
 from fledge.sweep.processes import RunProcess
 from fledge.sweep.proposals import State
 from fledge.sweep.pruning import Look, end_of_seed, look_steps, why_pruned
 from fledge.sweep.recipes import TrialRecipes
-
-LOSS = "loss"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """The figure that trials are compared by: a metric on validation data, or `SET/METRIC` of an evaluation set."""
-
-    name: str
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value is better; of a set, as its metric says. FledgeError where neither way is better, or the
-        metric is unknown."""
-        facts = METRIC_NAMES.get(self.name.rpartition("/")[2])
-        if facts is None or facts.higher_is_better is None:
-            known = ", ".join(name for name, one in METRIC_NAMES.items() if one.higher_is_better is not None)
-            raise FledgeError(f"'{self.name}' is no metric of which one way is better", where="--metric",
-                              hint=f"one of {known}, or SET/METRIC of an evaluation set")  # fmt: skip
-        return facts.higher_is_better
-
-    def value(self, directory: StageDirectory) -> float:
-        """The value after the stage. Raises FledgeError if it was not measured."""
-        set_name, _, name = self.name.rpartition("/")
-        if set_name:
-            file = directory.set_results(AFTER) / f"{set_name}.json"
-            metrics = read_set_result(file, with_items=False).metrics
-            found = {key: metric.value for key, metric in metrics.items()}
-        else:
-            found = directory.metrics(AFTER)
-        if name not in found:
-            raise FledgeError(f"the metric '{self.name}' was not measured", where=str(directory.root),
-                              hint=f"there are {', '.join(found) or 'none: set data.validation'}")  # fmt: skip
-        return float(found[name])
 
 
 @dataclass(kw_only=True)

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 from fledge.errors import FledgeError
+from fledge.plan import StagePlan
+from fledge.plan.horizon import LEAST_ROWS
 from fledge.recipe.schema import BatchConfig, ScheduleConfig
 from fledge.run import StageDirectory
 from fledge.run.events import read_events
@@ -70,26 +72,60 @@ def find_batch(runs: ShortRuns) -> TuneResult:
     plan = runs.plan({})
     targets = plan.target_tokens / max(1, plan.tokens)  # of the tokens of a row, those that the loss is of
     per_row = plan.effective_batch_tokens / plan.effective_batch_rows * targets
-    rows = max(FEWEST_ROWS, 2 ** round(math.log2(max(1.0, SHARE * later.tokens / per_row))))
-    factor = math.sqrt(rows / plan.effective_batch_rows)
+    wanted = 2 ** round(math.log2(max(1.0, SHARE * later.tokens / per_row)))
+    rows, patch = rows_that_work(runs, plan, wanted)
+    return TuneResult(
+        patch=patch,
+        evidence=[*evidence(later, earlier), *_table(later, per_row), *_why_other_rows(wanted, rows, plan.rows)],
+        confidence=_confidence(later, rows, plan.effective_batch_rows),
+        figures={"critical_batch_targets": later.tokens, "interval": later.interval, "targets_per_row": per_row, "rows": rows,
+                 "steps": [later.first, later.last]},
+    )  # fmt: skip
+
+
+def rows_that_work(runs: ShortRuns, plan: StagePlan, wanted: int) -> tuple[int, dict[str, Any]]:
+    """The rows of an update nearest to those wanted with which the stage can be planned, and the patch: at least as many as its
+    kind needs, at most those of an epoch, and more than wanted where an update would read answers of one label only. A warm-up
+    in steps that the stage then does not have becomes a share. Raises FledgeError if there are none."""
+    least = max(FEWEST_ROWS, LEAST_ROWS.get(plan.kind, 1))
+    most = max(least, 2 ** math.floor(math.log2(max(1, plan.rows))))
+    first, problems = min(most, max(least, wanted)), list[FledgeError]()
+    warmup = {f"{runs.prefix}.schedule.warmup": plan.warmup_share} if runs.stage.schedule.warmup >= 1 else {}
+    for rows in (first << doubled for doubled in range((most // first).bit_length())):
+        for patch in (_patch(runs, plan, rows), _patch(runs, plan, rows) | warmup):
+            try:
+                runs.plan(patch)
+            except FledgeError as error:
+                problems.append(error)
+            else:
+                return rows, patch
+    raise problems[0]
+
+
+def _patch(runs: ShortRuns, plan: StagePlan, rows: int) -> dict[str, Any]:
+    """The change of the recipe with which an update has so many rows, without what else sets or changes its size."""
     micro = _largest_divisor(rows, min(rows, plan.micro_batch_size))
     patch: dict[str, Any] = {
         f"{runs.prefix}.batch.micro_batch_size": micro,
         f"{runs.prefix}.batch.gradient_accumulation_steps": rows // micro,
     }
-    for key in ("tokens_per_step", "warmup"):  # they say the size of an update too
+    for key in ("tokens_per_step", "warmup"):
         if getattr(runs.stage.batch, key) is not None:
             patch[f"{runs.prefix}.batch.{key}"] = None
     if "learning_rate" not in runs.stage.optimizer.automatic and rows != plan.effective_batch_rows:
+        factor = math.sqrt(rows / plan.effective_batch_rows)
         patch[f"{runs.prefix}.optimizer.learning_rate"] = float(f"{plan.learning_rate * factor:.3g}")
         patch |= kept_min_rate(runs, plan)
-    return TuneResult(
-        patch=patch,
-        evidence=[*evidence(later, earlier), *_table(later, per_row)],
-        confidence=_confidence(later, rows, plan.effective_batch_rows),
-        figures={"critical_batch_targets": later.tokens, "interval": later.interval, "targets_per_row": per_row, "rows": rows,
-                 "steps": [later.first, later.last]},
-    )  # fmt: skip
+    return patch
+
+
+def _why_other_rows(wanted: int, rows: int, of_epoch: int) -> list[str]:
+    """Why an update does not have the rows that the noise asks for, if it has others."""
+    if rows < wanted:
+        return [f"an update has {rows:,} rows, not {wanted:,}: an epoch has only {of_epoch:,} packed rows"]
+    if rows > wanted > 1:
+        return [f"an update has {rows:,} rows, not {wanted:,}: the least with which this stage can be trained"]
+    return []
 
 
 def evidence(later: NoiseScale, earlier: NoiseScale | None) -> list[str]:

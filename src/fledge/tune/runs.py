@@ -21,11 +21,12 @@ from fledge.sweep.recipes import TrialRecipes
 @dataclass(kw_only=True)
 class ShortRuns:
     """Runs the stage with other values, `processes` at a time. Runs are numbered in the order in which they are asked for, so
-    that a search that is repeated finds those that are finished."""
+    that a search that is repeated finds those that are finished. `compares`: whether their validation losses are compared."""
 
     recipes: TrialRecipes
     console: Console
     processes: int = 1
+    compares: bool = True
     count: int = 0
     _documents: list[ValidationDocuments] = field(default_factory=list)
 
@@ -40,10 +41,11 @@ class ShortRuns:
         return self.recipes.whole(1).stages[self.recipes.stage]
 
     def plan(self, values: Mapping[str, Any]) -> StagePlan:
-        """The plan of the stage with these values. Raises FledgeError if they cannot work."""
+        """The plan of the stage with these values. Raises FledgeError if they cannot work, or if runs are compared and the
+        stage has no validation data."""
         preparation = Preparation(self.recipes.with_data(1, values), silent)
         prepared = preparation.prepare(self.recipes.stage, preparation.tokenizer())
-        if prepared.data.validation is None:
+        if self.compares and prepared.data.validation is None:
             raise FledgeError("runs are compared on validation data, and this stage has none",
                               where=f"{self.prefix}.data.validation", hint="write a share, such as 5%, or files")  # fmt: skip
         return prepared.plan

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fledge.errors import FledgeError
-from fledge.recipe import load_recipe
+from fledge.recipe import Recipe, load_recipe
 from fledge.run import Console, exclusive_lock, write_json
 from fledge.run.directory import RunDirectory
 from fledge.run.stopping import SignalHandler
@@ -44,9 +44,11 @@ def tune(settings: TuneSettings, console: Console) -> list[str]:
     first = Path(settings.files[0])
     if first.is_dir():
         return _of_run(first, settings)
-    recipe = load_recipe(list(settings.files), list(settings.overrides))
+    recipe, tuner = load_recipe(list(settings.files), list(settings.overrides)), TUNERS[settings.what]
     out = settings.out or Path("tuning") / f"{recipe.name}-{settings.what}"
     stage = chosen_stage(recipe, settings.stage)
+    if tuner.compares:
+        _check_goal(recipe, stage, settings.what)
     changes_model = settings.width is not None
     recipes = TrialRecipes(
         files=settings.files,
@@ -59,6 +61,7 @@ def tune(settings: TuneSettings, console: Console) -> list[str]:
         keeps_checkpoints=False,
         processes=settings.processes,
     )
+    runs = ShortRuns(recipes=recipes, console=console, processes=settings.processes, compares=tuner.compares)
     with exclusive_lock(out), SignalHandler(console.log, "stopped on request; the same command goes on"):
         values = {"what": settings.what, "stage": stage, "width": settings.width}
         given = {**values, "recipe": recipe.model_dump(mode="json", exclude={"name", "output", "logging", "alerts"})}
@@ -66,8 +69,9 @@ def tune(settings: TuneSettings, console: Console) -> list[str]:
             write_json(recipes.paths.settings, given)
         try:
             build_data(recipes, 1, console.log)
+            runs.plan({})  # what cannot work is told before anything is trained
             train_start(recipes, 1, console.log)
-            result = TUNERS[settings.what](ShortRuns(recipes=recipes, console=console, processes=settings.processes), settings)
+            result = tuner.find(runs, settings)
         except FledgeError:
             if not any((out / "trials").glob("*")):  # nothing was tried: the recipe may be mended, and the folder used again
                 recipes.paths.settings.unlink(missing_ok=True)
@@ -94,11 +98,30 @@ def _tune_duration(runs: ShortRuns, settings: TuneSettings) -> TuneResult:
     return find_duration(runs)
 
 
-TUNERS: dict[str, Callable[[ShortRuns, TuneSettings], TuneResult]] = {
-    "lr": _tune_rate,
-    "batch": _tune_batch,
-    "duration": _tune_duration,
+@dataclass(frozen=True)
+class Tuner:
+    """What finds an answer. `compares`: whether it does so by the validation losses of its runs."""
+
+    find: Callable[[ShortRuns, TuneSettings], TuneResult]
+    compares: bool
+
+
+TUNERS: dict[str, Tuner] = {
+    "lr": Tuner(_tune_rate, compares=True),
+    "batch": Tuner(_tune_batch, compares=False),
+    "duration": Tuner(_tune_duration, compares=True),
 }
+
+
+def _check_goal(recipe: Recipe, stage: str, what: str) -> None:
+    """Raise FledgeError for a stage whose goal is not its validation loss, which is that of the rows' own answers."""
+    if recipe.stages[stage].answers_per_example > 1:
+        raise FledgeError(
+            f"runs are compared by the loss of the rows' own answers, and the stage {stage} trains for rewards of answers that "
+            "it draws",
+            where=f"--what {what}",
+            hint="search by whole runs, which are compared by the reward: fledge sweep RECIPE --search KEY=VALUES",
+        )
 
 
 def _of_run(run: Path, settings: TuneSettings) -> list[str]:

@@ -1,6 +1,5 @@
 """A stage as it will be trained, which the checks of the critic read, and the findings that they make of it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from fledge.findings import Confidence, Finding, Severity
 from fledge.model.cost import ModelCost
 from fledge.plan.horizon import compute_steps
 from fledge.plan.lr_schedule import learning_rate
+from fledge.plan.row_length import keys_of_length
 from fledge.plan.stage import StagePlan, check_labels
 from fledge.recipe.schema import Recipe, RuntimeConfig, Stage
 
@@ -144,23 +144,16 @@ class PlannedStage:
         return whole
 
     def other_context(self, length: int) -> dict[str, Any] | None:
-        """A patch with which rows have `length` tokens, and all that is counted in rows or tokens still fits them: limits of
-        prompts and answers, `tokens_per_step`, warm-ups. None if the model has fewer positions."""
-        patch, data, batch = self.of_other_data(data__max_seq_len=length), self.written.data, self.written.batch
+        """A patch with which rows have `length` tokens, and all that is counted in rows or tokens still fits them, as in
+        `keys_of_length`, and warm-ups. None if the model has fewer positions."""
+        batch = self.written.batch
+        micro = None if batch.micro_batch_size == "auto" else batch.micro_batch_size
+        keys = keys_of_length(self.written, length, batch.tokens_per_step, micro)
+        patch = self.of_other_data(**{key.replace(".", "__"): value for key, value in keys.items()})
         if length > self.cost.config.max_position_embeddings:
             if not self.has_native_sizes:
                 return None
             patch |= {"model.max_position_embeddings": length}
-        for name in ("max_prompt_length", "max_completion_length"):
-            if (getattr(data, name) or 0) > length:
-                patch |= self.patch(**{f"data__{name}": None})
-        if batch.tokens_per_step is not None:
-            of_row = FORMATS[self.stage.kind].packed_length(length)
-            rows = max(1, round(batch.tokens_per_step / of_row))
-            if rows * of_row != batch.tokens_per_step:
-                patch |= self.patch(batch__tokens_per_step=rows * of_row)
-            if batch.micro_batch_size != "auto" and rows % batch.micro_batch_size:
-                patch |= self.patch(batch__micro_batch_size=math.gcd(rows, batch.micro_batch_size))
         by_rows = "step" not in self.stage.duration and batch.tokens_per_step is None
         return self.with_warmups(patch, self.plan.steps * (min(1.0, self.plan.context / length) if by_rows else 1.0))
 
