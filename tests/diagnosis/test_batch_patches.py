@@ -9,7 +9,9 @@ import pytest
 
 from fledge.diagnosis import Case
 from fledge.diagnosis.causes import CAUSES
-from fledge.doctor.scheme_cost import cost_of
+from fledge.doctor.scheme_cost import batch_factor, cost_of
+from fledge.doctor.schemes import current
+from fledge.doctor.synonyms import stage_key
 from fledge.recipe import load_recipe, recipe_from_dict, to_yaml
 from fledge.sweep.space import as_overrides
 from fledge.training_log.fledge_settings import recipe_settings
@@ -81,7 +83,63 @@ def test_the_recipe_takes_the_change_and_an_update_has_its_rows(tmp_path: Path, 
 
 def test_a_warm_up_of_the_batch_stays_where_it_still_grows(tmp_path: Path) -> None:
     one = case(recipe_file(tmp_path, BATCHES["rows with a warm-up"]), FIGURES["batch too small"])
-    assert patch_of("batch too small", one) == {"stages.sft.batch.gradient_accumulation_steps": 128}
+    assert patch_of("batch too small", one) == {
+        "stages.sft.batch.micro_batch_size": 8, "stages.sft.batch.gradient_accumulation_steps": 128,
+    }  # fmt: skip
+
+
+def run_again(one: Case, **settings: Any) -> Case:
+    """The case with other settings, as another number of processes or another device computed the recipe."""
+    return Case(log=replace(one.log, settings=replace(one.log.settings, **settings)), figures=one.figures)
+
+
+TWICE = {"plan/batch_factor": 1 / 2.5, "plan/batch_per_noise_scale": 0.01, "plan/batch_tokens": 65_536,
+         "plan/batch_low": 163_840}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        {"processes": 2.0, "accumulation_steps": 4.0},
+        {"micro_batch_rows": 128.0, "accumulation_steps": 1.0},
+        {"processes": 4.0, "micro_batch_rows": 32.0, "accumulation_steps": 1.0},
+    ],
+)
+def test_a_larger_update_is_larger_however_the_recipe_was_computed(tmp_path: Path, computed: dict[str, Any]) -> None:
+    file = recipe_file(tmp_path, {"micro_batch_size": 16, "gradient_accumulation_steps": 8, "merge_micro_batches": True})
+    one = run_again(case(file, TWICE), **computed)
+    patch = patch_of("batch too small", one)
+    changed = load_recipe([str(file)], as_overrides(patch)).stages["sft"].batch
+    assert changed.global_batch_rows(512) == 2 * ROWS
+    assert batch_factor(one, {stage_key(key): value for key, value in patch.items()}) == 2.0
+    assert current(one, "batch.gradient_accumulation_steps") == ROWS // (computed.get("micro_batch_rows") or 16)
+
+
+def rows_of(one: Case, cause: str) -> int:
+    """The rows of an update of another trainer after the change, over all processes."""
+    patch = {stage_key(key): value for key, value in patch_of(cause, one).items()}
+    each = patch["batch.micro_batch_size"] * patch["batch.gradient_accumulation_steps"]
+    return each * int(one.settings.processes or 1)
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(32.0, 1.0), (4.0, 8.0)])
+def test_another_trainer_is_told_the_rows_of_one_process(tmp_path: Path, micro: float, accumulation: float) -> None:
+    sized = {"batch_rows": 256.0, "processes": 8.0, "micro_batch_rows": micro, "accumulation_steps": accumulation}
+    for cause, figures, rows in (("too few updates", {"plan/steps": 40, "plan/is_done": True}, 51),
+                                 ("batch too large", FIGURES["batch too large"], 16)):  # fmt: skip
+        one = case(recipe_file(tmp_path, BATCHES["rows"]), figures | {"curve/last_loss": 3.0})
+        foreign = run_again(Case(log=replace(one.log, stage=""), figures=one.figures), **sized)
+        if cause == "too few updates":
+            foreign.add("plan", {"curve/late_fall": 0.9, "curve/late_z": -9.0})
+        assert rows_of(foreign, cause) == pytest.approx(rows, abs=8)
+        assert patch_of(cause, foreign)["stages.sft.batch.micro_batch_size"] <= micro
+
+
+def test_an_update_that_cannot_be_smaller_makes_room_for_a_longer_stage(tmp_path: Path) -> None:
+    one = case(recipe_file(tmp_path, BATCHES["rows"]), FIGURES["too few updates"])
+    foreign = run_again(Case(log=replace(one.log, stage=""), figures=one.figures), batch_rows=8.0, processes=8.0,
+                        micro_batch_rows=1.0, accumulation_steps=1.0)  # fmt: skip
+    assert patch_of("too few updates", foreign) == {"stages.sft.duration": "200 steps"}
 
 
 def test_micro_batches_that_a_gpu_merged_do_not_make_updates_larger(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fledge.diagnosis.curve_measures import CURVE_MEASURES, series_needed
 from fledge.diagnosis.curves import curve_figures
 from fledge.diagnosis.curves.robust import Series, blocks, correlation, noise, trailing_median, trend
-from fledge.diagnosis.diagnose import add_own_figures
+from fledge.diagnosis.diagnose import add_own_figures, diagnose
 from fledge.training_log import TrainingLog, TrainingSettings
 from tests.diagnosis.made_logs import FRESH, HEALTHY, case_of, falling, log_of, pretraining, tuning
 from tests.support.pace import ratio_to_yardstick
@@ -247,6 +247,29 @@ def test_a_jump_at_a_resume():
     jump = curve_figures(log)["curve/resume_jump"]
     assert jump["step"] == 201 and jump["size"] == pytest.approx(0.5, abs=0.05) and jump["z"] > 20
     assert curve_figures(replace(log, events=()))["curve/resumes"] == 0
+
+
+@pytest.mark.parametrize("schedule", [None, "cosine_with_restarts"])
+@pytest.mark.parametrize("points", [100, 20, 10, 5, 4, 3])
+@pytest.mark.parametrize("shape", [lambda share: 0.5 + 0.5 * np.cos(np.pi * share), lambda share: 1 - share])
+def test_a_schedule_with_restarts_is_no_resume(shape, points, schedule):
+    place = np.arange(300)
+    loss = 3 + np.random.default_rng(4).normal(0, 0.01, 300) + 0.15 * ((place % points < points / 2) & (place >= points))
+    rates = 4e-3 * shape((place % points) / points)
+    log = log_of(loss, TrainingSettings(schedule=schedule), train__lr=rates)
+    assert curve_figures(log)["curve/resumes"] == 0
+    told = [one.cause for one in diagnose(case_of(log)).found]
+    assert "resumed without optimizer state" not in told
+
+
+def test_a_restart_by_plan_does_not_hide_a_resume_that_the_log_tells():
+    loss, rates = (
+        3 + np.random.default_rng(4).normal(0, 0.02, 400),
+        4e-3 * (0.5 + 0.5 * np.cos(np.pi * (np.arange(400) % 100) / 100)),
+    )
+    events = ({"kind": "startup", "step": 251},)
+    log = log_of(loss, TrainingSettings(schedule="cosine_with_restarts"), events=events, train__lr=rates)
+    assert curve_figures(log)["curve/resumes"] == 1
 
 
 def test_ends_of_preferences_and_rewards():

@@ -54,6 +54,7 @@ def test_a_run_of_three_stages_ends_with_a_line_for_each(tmp_path: Path) -> None
         (("LOG", "--columns", "my_loss"), "is no NAME=VALUE"),
         (("LOG", "--data", "rows.jsonl"), "give both --data FILE and --tokenizer DIR"),
         (("LOG", "--given", "speed=3"), "'speed' is no setting"),
+        (("LOG", "--given", "kind=chess"), "the doctor knows no kind 'chess'"),
         (("LOG", "--depth", "curves", "--prove"), "only runs of fledge can be tried again"),
         (("LOG", "--config", "no.yaml"), "no.yaml"),
         (("LOG", "--data", "no.jsonl", "--tokenizer", "."), "there is no such file or folder: no.jsonl"),

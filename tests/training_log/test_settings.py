@@ -166,3 +166,15 @@ def test_what_is_derived_does_not_replace_what_is_written() -> None:
     later = TrainingSettings(batch_rows=96, learning_rate=1e-5, origin={"batch_rows": "derived: …", "learning_rate": "config"})
     assert written.updated(later).batch_rows == 192 and written.updated(later).learning_rate == 1e-5
     assert later.updated(written).batch_rows == 192
+
+
+@pytest.mark.parametrize(
+    ("written", "schedule"),
+    [("cosine_with_restarts", "cosine_with_restarts"), ("inverse_sqrt", "inverse_sqrt"), ("cosine_with_min_lr", "cosine")],
+)
+def test_a_schedule_of_another_course_is_not_taken_for_the_nearest_one_of_a_recipe(
+    tmp_path: Path, written: str, schedule: str
+) -> None:
+    file = tmp_path / "arguments.yaml"
+    file.write_text(f"learning_rate: 1e-4\nnum_train_epochs: 3\nlr_scheduler_type: {written}\n")
+    assert read_settings(file).schedule == schedule

@@ -15,6 +15,7 @@ class Measure:
 
 
 DATA = "the training data: a run of fledge, or --data with --tokenizer"
+SAMPLED_ANSWERS = 16  # at most: different prompts to which probes sample an answer
 CHECKPOINT = "a checkpoint: a run of fledge, or a model directory"
 BOTH = "a checkpoint and the data"
 RECIPE = "a checkpoint and the recipe of a run of fledge"
@@ -41,6 +42,7 @@ MEASURES = {
     "data/duplicate_share": _data("share of examples that are copies of earlier ones"),
     "data/repeated_ngrams": _data("share of 13-grams of the targets that stood in another example before"),
     "data/largest_answer_share": _data("share of examples with the commonest answer"),
+    "data/frequent_other_answers": _data("share of the examples with another answer whose answer is frequent too"),
     "data/largest_source_share": _data("share of the examples that come from the largest source, of several"),
     "data/largest_source_rows": _data("share of the rows that are of this source, before sources are weighted"),
     "data/identity_share": _data("share of answers that say who the model is"),

@@ -13,6 +13,7 @@ from fledge.diagnosis.case import Figure
 from fledge.diagnosis.diagnose import diagnose
 from fledge.diagnosis.measures import CHECKPOINT, MEASURES
 from fledge.doctor.examination import Examination
+from fledge.doctor.given_words import WORDS, loss_of_kind, word_meant
 from fledge.doctor.known_trainers import known_trainer
 from fledge.doctor.options import DATA_SAMPLE, PROBE_SECONDS, QUICK_SAMPLE, QUICK_SECONDS, DoctorOptions, ExaminationDepth
 from fledge.doctor.target import Target, find_target, started_from
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 NUMBERS = frozenset(one.name for one in fields(TrainingSettings) if one.type in ("float | None", float | None))
 UNKNOWN_CONTEXT = 4096  # tokens of an example, where nobody says at how many the trainer cuts
 GIVEN = "given on the command line"
-WORDS = frozenset(one.name for one in fields(TrainingSettings)) - NUMBERS - {"other", "origin"}
 
 
 def examine(path: Path, options: DoctorOptions | None = None, log: Callable[[str], None] | None = None) -> list[Examination]:
@@ -129,16 +129,19 @@ def _beside(options: DoctorOptions, target: Target) -> Callable[[str], TrainingS
 
 
 def given_settings(given: Any) -> TrainingSettings:
-    """Settings that a person gives by name. Raises FledgeError for an unknown name, and for a number that is none."""
+    """Settings that a person gives by name, words in whatever way trainers write them. Raises FledgeError for an unknown name,
+    a word that is not known, and a number that is none."""
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name in WORDS:
-            values[name] = text
+            values[name] = word_meant(name, text)
         elif name in NUMBERS:
             values[name] = _number(name, text)
         else:
-            known = ", ".join(sorted(NUMBERS | WORDS))
+            known = ", ".join(sorted(NUMBERS | WORDS.keys()))
             raise FledgeError(f"'{name}' is no setting that the doctor knows", where="--given", hint=f"these are: {known}")
+    if (loss := loss_of_kind(given.get("kind", ""))) is not None:
+        values.setdefault("loss_type", loss)
     return TrainingSettings(**values, origin=dict.fromkeys(values, GIVEN))
 
 

@@ -52,11 +52,11 @@ def batch_factor(case: Case, values: Mapping[str, Any]) -> float:
         return float(per_step) / settings.batch_tokens
     if is_counted_in_tokens(case) and PER_STEP not in values:  # whatever the micro-batches
         return 1.0
-    micro, written = settings.micro_batch_rows, settings.accumulation_steps or 1.0
+    micro, written = settings.micro_batch_rows, float(micro_batches(case))
     new_micro, new_accumulation = values.get(MICRO), values.get(ACCUMULATION, written)
     if not micro or not isinstance(new_micro, int | float):
         return float(new_accumulation) / written if ACCUMULATION in values else 1.0
-    return float(new_micro) * float(new_accumulation) / (micro * micro_batches(case))
+    return float(new_micro) * float(new_accumulation) / (micro * written)
 
 
 def _longer(case: Case, values: Mapping[str, Any], larger: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fledge.diagnosis import Case, Diagnosis
 from fledge.diagnosis.causes import CAUSES
-from fledge.diagnosis.causes.batch import is_counted_in_tokens, micro_batches
+from fledge.diagnosis.causes.batch import micro_batches
 from fledge.diagnosis.facts import facts_of
 from fledge.doctor.examination import Examination
 from fledge.doctor.scheme_cost import ACCUMULATION, MICRO, PER_STEP, Cost, batch_factor, cost_of
@@ -156,7 +156,7 @@ def current(case: Case, key: str) -> float | None:
     """The value that a key of the stage has in this run; None: not known, or no number."""
     settings = case.settings
     share = settings.warmup_steps / settings.steps if settings.warmup_steps is not None and settings.steps else None
-    accumulation = float(micro_batches(case)) if is_counted_in_tokens(case) else settings.accumulation_steps
+    accumulation = float(micro_batches(case)) if case.log.stage else settings.accumulation_steps
     values = {
         RATE: case.value("plan/peak_lr") or settings.learning_rate,
         WARMUP: share,

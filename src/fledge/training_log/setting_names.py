@@ -28,6 +28,8 @@ from fledge.recipe.foreign.learning import (
 from fledge.training_log.numbers import parse_number
 
 Converter = Callable[[Any], Any]
+OWN_COURSE = ("cosine_with_restarts", "inverse_sqrt", "reduce_lr_on_plateau")
+"""Schedules that a recipe replaces by the nearest one of fledge, and whose rates are not those of that one."""
 BILLION = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 
@@ -58,7 +60,7 @@ def _schedule(value: Any) -> str | None:
         return None
     name = word(value).rpartition(".")[2]
     known = SCHEDULES.get(name)
-    return known[0] if known else name
+    return known[0] if known and name not in OWN_COURSE else name
 
 
 def _optimizer(value: Any) -> str | None:

@@ -66,6 +66,7 @@ HEALTHY: dict[str, Any] = {
     "data/duplicate_share": 0.0,
     "data/repeated_ngrams": 0.1,
     "data/largest_answer_share": 0.02,
+    "data/frequent_other_answers": 0.0,
     "data/largest_source_share": 0.6,
     "data/largest_source_rows": 0.6,
     "data/identity_share": 0.01,

@@ -255,6 +255,45 @@ def test_forgetting_is_information_while_the_validation_loss_falls() -> None:
     assert told["forgetting"] == "warning"
 
 
+CLASSES = {"data/largest_answer_share": 0.5, "data/frequent_other_answers": 1.0}
+
+
+@pytest.mark.parametrize("agree", [9, 11, 14, None])
+def test_rows_of_a_classification_are_healthy_and_so_is_a_model_that_answers_as_they_do(agree: int | None) -> None:
+    case = healthy("sft", {**CLASSES, "probe/equal_answers": None if agree is None else agree / 16})
+    told = diagnose(case)
+    assert [(one.cause, one.sign.finding.severity) for one in told.found] == [("answers all equal", "info")]
+    assert told.is_healthy
+
+
+def test_a_model_that_gives_one_class_to_everything_is_told() -> None:
+    told = diagnose(healthy("sft", {**CLASSES, "probe/equal_answers": 1.0}))
+    assert [one.cause for one in told.found if one.sign.finding.confidence != "possible"] == ["same answer to everything"]
+    assert [one.sign.finding.severity for one in told.found if one.cause == "answers all equal"] == ["warning"]
+
+
+@pytest.mark.parametrize(("others", "confidence"), [(0.1, "certain"), (None, "certain"), (1.0, "possible")])
+def test_one_answer_beside_rare_ones_or_alone_is_no_classification(others: float | None, confidence: str) -> None:
+    figures = {"data/largest_answer_share": 0.9, "data/frequent_other_answers": others, "probe/equal_answers": None}
+    sign = found("answers all equal", healthy("sft", figures))
+    assert sign is not None and sign.finding.confidence == confidence
+
+
+@pytest.mark.parametrize(
+    ("rows", "severity", "confidence"),
+    [(0.97, "info", "possible"), (None, "info", "possible"), (0.9, "warning", "likely"), (0.03, "warning", "likely")],
+)
+def test_a_source_swamps_the_rest_where_it_is_drawn_more_often_than_its_rows(
+    rows: float | None, severity: str, confidence: str
+) -> None:
+    """A small source beside a large one, such as rows on the identity, is no fault."""
+    sign = found(
+        "one source swamps the rest", healthy("sft", {"data/largest_source_share": 0.97, "data/largest_source_rows": rows})
+    )
+    assert sign is not None
+    assert (sign.finding.severity, sign.finding.confidence) == (severity, confidence)
+
+
 def test_pad_is_end() -> None:
     other = {"pad_token_id": 2, "eos_token_id": 2}
     case = healthy("sft", {"data/ends_supervised": 0.0}, other=other)

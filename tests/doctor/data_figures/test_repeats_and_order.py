@@ -87,6 +87,17 @@ def test_the_commonest_answer_and_answers_about_the_model(chatml: Tokenizer, tmp
     rows = [*equal, *(row(sentence(draw), sentence(draw)) for _ in range(30))]
     found = values(dataset_figures(prepare("sft", jsonl(tmp_path / "rows.jsonl", rows), chatml), chatml))
     assert found["largest_answer_share"] == found["identity_share"] == 0.5
+    assert found["frequent_other_answers"] == 0.0
+
+
+def test_answers_of_few_classes_are_all_frequent(chatml: Tokenizer, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [row(sentence(draw), "yes" if number % 3 else "no") for number in range(60)]
+    found = values(dataset_figures(prepare("sft", jsonl(tmp_path / "rows.jsonl", rows), chatml), chatml))
+    assert found["largest_answer_share"] == pytest.approx(2 / 3) and found["frequent_other_answers"] == 1.0
+    one = [row(sentence(draw), "yes") for _ in range(60)]
+    alone = values(dataset_figures(prepare("sft", jsonl(tmp_path / "one.jsonl", one), chatml), chatml))
+    assert alone["largest_answer_share"] == 1.0 and "frequent_other_answers" not in alone
 
 
 # -- entropies ----------------------------------------------------------------------------------------------------------

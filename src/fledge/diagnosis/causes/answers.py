@@ -5,7 +5,7 @@ import math
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.matching import matching
-from fledge.diagnosis.causes.signs import above, at_most, below, number, probed_updates, sign
+from fledge.diagnosis.causes.signs import above, at_most, below, beyond_chance, number, probed_updates, sign
 from fledge.diagnosis.thresholds import threshold
 from fledge.findings import Confidence
 
@@ -172,10 +172,13 @@ def greedy(case: Case) -> Sign | None:
 
 
 def one_answer(case: Case) -> Sign | None:
-    """Different prompts get one and the same answer."""
+    """Different prompts get one and the same answer, more of them than the data's own share of one answer lets expect."""
     share = number(case, "probe/equal_answers")
     confidence = _of_a_trained_model(case, above("answers", "equal_answers", share))
     if share is None or confidence is None:
+        return None
+    own = number(case, "data/largest_answer_share")
+    if own is not None and not beyond_chance(share, own):
         return None
     return sign(
         ONE_ANSWER,
@@ -183,7 +186,7 @@ def one_answer(case: Case) -> Sign | None:
         f"{share:.1%} of sampled answers to different prompts are one and the same",
         hint="look for the commonest answer of the data and for rows on the identity; then train longer, on more varied rows",
         proof=ASK_AGAIN,
-        evidence={"probe/equal_answers": share, "data/largest_answer_share": number(case, "data/largest_answer_share")},
+        evidence={"probe/equal_answers": share, "data/largest_answer_share": own},
         alternatives={
             "answers all equal": "data/largest_answer_share",
             "answers paired with wrong prompts": "probe/answer_gain",

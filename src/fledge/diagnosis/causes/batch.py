@@ -1,5 +1,6 @@
 """Causes in the size of an update and in their number."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,27 @@ def resized(case: Case, accumulation: int, **more: Any) -> dict[str, Any] | None
     return {**{f"stages.{case.log.stage}.batch.{name}": None for name in out}, **changed}
 
 
+def _enlarged(case: Case, times_as_large: int) -> dict[str, Any] | None:
+    """A change to updates of so many times as many rows. For a run of fledge the micro-batches are written with their number:
+    it may have computed others than its recipe has, and a recipe counts the rows of all processes."""
+    rows = case.settings.micro_batch_rows
+    more = {"micro_batch_size": int(rows)} if case.log.stage and rows else {}
+    return resized(case, times_as_large * micro_batches(case), **more)
+
+
+def _diminished(case: Case, rows: float) -> dict[str, Any] | None:
+    """A change to updates of about so many rows, in micro-batches no larger than before. Other trainers count the rows of one
+    process. None where no fewer rows than before can be written."""
+    settings = case.settings
+    processes = 1.0 if case.log.stage else settings.processes or 1.0
+    own = max(1.0, rows / processes)
+    parts = math.ceil(own / settings.micro_batch_rows) if settings.micro_batch_rows else 1
+    micro = max(1, round(own / parts))
+    if settings.batch_rows and parts * micro * processes >= settings.batch_rows:
+        return None
+    return resized(case, parts, micro_batch_size=micro)
+
+
 def _noise_share(case: Case) -> float | None:
     """The noise of single losses as a share of their level."""
     noise, level = case.value("curve/loss_noise"), case.value("curve/last_loss")
@@ -74,10 +96,6 @@ def small(case: Case) -> Sign | None:
     drowned = f"; the gradient noise scale is {1 / per_noise:,.0f} times as large" if is_drowned and per_noise else ""
     drowned += f"; the loss of single updates jumps by {noise:.0%} of its level" if is_tiny else ""
     wanted = max(2, round(below)) if below > 1 else 8
-    larger = resized(case, wanted * int(case.settings.accumulation_steps or 1))
-    if is_counted_in_tokens(case):
-        rows = case.settings.micro_batch_rows
-        larger = resized(case, wanted * micro_batches(case), micro_batch_size=int(rows) if rows else None)
     return sign(
         SMALL,
         sure,
@@ -86,7 +104,7 @@ def small(case: Case) -> Sign | None:
         proof="train on the same tokens with the larger batch: the loss falls lower and jumps less",
         evidence={"batch_tokens": batch, "low": low, "batch_per_noise_scale": per_noise, "noise_of_loss": noise},
         severity="warning",
-        patch=larger,
+        patch=_enlarged(case, wanted),
         alternatives={"learning rate too high": "the same batch with a smaller rate"},
         steps=span(case.log.get("train/loss")),
     )
@@ -113,7 +131,6 @@ def large(case: Case) -> Sign | None:
     band = f", {times(above)} above the band up to {high:,.0f} ({case.value('plan/batch_source')})" if above > 1 else ""
     wasted = f"; it is {per_noise:,.0f} times the gradient noise scale" if is_wasted else ""
     rows = case.settings.batch_rows
-    fewer = max(1, round(rows / max(2.0, above))) if rows else None
     return sign(
         LARGE,
         sure,
@@ -123,7 +140,7 @@ def large(case: Case) -> Sign | None:
         evidence={"batch_tokens": batch, "high": high, "batch_per_noise_scale": per_noise, "updates": steps,
                   "updates_per_epoch": per_epoch, "symptoms": symptoms},
         severity="warning",
-        patch=resized(case, 1, micro_batch_size=fewer),
+        patch=_diminished(case, rows / max(2.0, above)) if rows else None,
         alternatives={FEW: "the same batch for more updates"},
         steps=span(case.log.get("train/loss")),
     )  # fmt: skip
@@ -144,7 +161,7 @@ def few(case: Case) -> Sign | None:
         return None
     rows = case.settings.batch_rows
     hint = "train for more epochs, or make an update of fewer rows"
-    smaller = max(1, round(rows * steps / 200)) if rows and rows > 4 else None
+    smaller = _diminished(case, rows * steps / 200) if rows and rows > 4 else None
     return sign(
         FEW,
         "certain" if steps < _limit("certain_updates") else "likely" if is_far_too_few or symptoms else "possible",
@@ -153,7 +170,7 @@ def few(case: Case) -> Sign | None:
         proof="train from the same start with four times as many updates: the loss falls lower",
         evidence={"updates": steps, "rows_of_update": rows, "symptoms": symptoms, "late_fall": late},
         severity="warning",
-        patch=resized(case, 1, micro_batch_size=smaller) or patch(case, duration=f"{round(max(200, 4 * steps))} steps"),
+        patch=smaller or patch(case, duration=f"{round(max(200, 4 * steps))} steps"),
         steps=span(case.log.get("train/loss")),
     )
 

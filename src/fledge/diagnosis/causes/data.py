@@ -5,7 +5,18 @@ from typing import Any
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.consequences import BREAKS, BY_HEART, NO_ENDS
-from fledge.diagnosis.causes.signs import above, as_number, at_most, below, number, other_setting, patch, sign, strongest
+from fledge.diagnosis.causes.signs import (
+    above,
+    as_number,
+    at_most,
+    below,
+    beyond_chance,
+    number,
+    other_setting,
+    patch,
+    sign,
+    strongest,
+)
 from fledge.diagnosis.facts import TOKEN_KINDS
 from fledge.diagnosis.thresholds import threshold
 from fledge.findings import Confidence
@@ -64,10 +75,14 @@ def duplicated(case: Case) -> Sign | None:
 
 
 def swamped(case: Case) -> Sign | None:
-    """Nearly all examples come from one of several sources."""
+    """Nearly all examples come from one of several sources: information where it is drawn no more often than its rows, as
+    beside a source that is small on purpose."""
     share, rows = number(case, "data/largest_source_share"), number(case, "data/largest_source_rows")
-    confidence = above("data", "largest_source", share)
     drawn = share / rows if share is not None and rows else None
+    is_drawn_more = drawn is not None and drawn >= _limit("drawn_more")
+    confidence = above("data", "largest_source", share)
+    if not is_drawn_more:
+        confidence = at_most("possible", confidence)
     if share is not None and share >= _limit("half_of_all"):
         confidence = strongest(confidence, above("data", "drawn", drawn))
     if share is None or confidence is None:
@@ -77,7 +92,7 @@ def swamped(case: Case) -> Sign | None:
         SWAMPED,
         confidence,
         f"{share:.1%} of the examples come from one of several sources{often}: what the others teach is hardly seen",
-        severity="warning",
+        severity="warning" if is_drawn_more else "info",
         hint="give each source its share of the tokens (token_fraction of the sources), or repeat the small ones",
         evidence={"data/largest_source_share": share, "data/largest_source_rows": rows},
         alternatives={"the sources are meant to weigh so": "the shares that were planned"},
@@ -138,20 +153,25 @@ def not_shuffled(case: Case) -> Sign | None:
 
 
 def equal_answers(case: Case) -> Sign | None:
-    """One and the same answer stands in much of the data."""
+    """One and the same answer stands in much of the data: information where the other answers are few as well, as those of a
+    classification, and a model that was asked does not give one of them more often than the data do."""
     share = number(case, "data/largest_answer_share")
     confidence = above("data", "largest_answer", share)
     if share is None or confidence is None:
         return None
-    given = number(case, "probe/equal_answers")
-    if given is not None and above("answers", "equal_answers", given) is None:
+    given, others = number(case, "probe/equal_answers"), number(case, "data/frequent_other_answers")
+    has_classes = others is not None and others >= _limit("few_classes")
+    if has_classes or (given is not None and above("answers", "equal_answers", given) is None):
         confidence = at_most("possible", confidence) or confidence
+    is_as_taught = has_classes and (given is None or not beyond_chance(given, share))
+    few = f"; {others:.1%} of the others have one of a few frequent answers too" if has_classes else ""
     return sign(
         EQUAL_ANSWERS,
         confidence,
-        f"{share:.1%} of the examples have one and the same answer",
+        f"{share:.1%} of the examples have one and the same answer{few}",
+        severity="info" if is_as_taught else "error",
         hint="keep a few of the examples with this answer; look whether a column was filled with one value by mistake",
-        evidence={"data/largest_answer_share": share, "probe/equal_answers": given},
+        evidence={"data/largest_answer_share": share, "data/frequent_other_answers": others, "probe/equal_answers": given},
         alternatives={"there are few classes of answers, as there should be": "the list of the commonest answers"},
         proof="train with at most one in a hundred of these examples and count the different answers",
     )

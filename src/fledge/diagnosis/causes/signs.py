@@ -8,6 +8,7 @@ import numpy as np
 
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Sign
+from fledge.diagnosis.measures import SAMPLED_ANSWERS
 from fledge.diagnosis.thresholds import threshold, thresholds
 from fledge.findings import Confidence, Finding, Severity
 from fledge.training_log import Series
@@ -130,6 +131,12 @@ def at_most(limit: Confidence, confidence: Confidence | None) -> Confidence | No
     if confidence is None:
         return None
     return CONFIDENCES[max(CONFIDENCES.index(limit), CONFIDENCES.index(confidence))]
+
+
+def beyond_chance(share: float, own: float) -> bool:
+    """Whether a share of the sampled answers is further above the share in the data, `own`, than chance makes it: a model that
+    answers as the data do has that share in the mean, and a few answers vary around it."""
+    return share > own + threshold("answers", "chance_errors") * math.sqrt(max(0.0, own * (1 - own)) / SAMPLED_ANSWERS)
 
 
 def patch(case: Case, **values: Any) -> dict[str, Any] | None:

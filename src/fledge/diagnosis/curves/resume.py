@@ -10,6 +10,10 @@ from fledge.training_log.records import Series, TrainingLog
 
 RESUMES = frozenset({"resume", "startup", "recipe_changed", "world_size"})
 """Kinds of events that a process writes when it goes on with a run."""
+RISING_AGAIN = ("restart", "cyclic")
+"""Words in the names of schedules whose rate falls and rises again by plan."""
+WELL_ABOVE = 0.1  # of the peak: a rate that is lower is at the end of its fall, where the next point is often less than half
+ABRUPT = 3.0  # times the fall to the point before: a rate that was falling as fast already falls on by its schedule
 WINDOW, FIRST_AFTER = 20, 5
 GROUPS = ("attention", "mlp")
 
@@ -28,10 +32,12 @@ def resume_figures(log: TrainingLog) -> dict[str, Any]:
 
 
 def resumed_at(log: TrainingLog, series: Series) -> list[float]:
-    """Steps at which a process went on with the run: from the log's events, and where the learning rate starts again."""
+    """Steps at which a process went on with the run: from the log's events, and where the learning rate starts again, unless
+    the schedule itself does so."""
     steps = {float(event["step"]) for event in log.events if event.get("kind") in RESUMES and _is_number(event.get("step"))}
     rates = log.get("train/lr")
-    if rates is not None and len(rates) > 2:
+    is_planned = any(word in (log.settings.schedule or "").lower() for word in RISING_AGAIN)
+    if rates is not None and len(rates) > 2 and not is_planned:
         jumps = np.flatnonzero(_restarts(rates.values)) + 1
         steps |= {float(rates.steps[place]) for place in jumps}
     first = series.steps[0]
@@ -39,8 +45,11 @@ def resumed_at(log: TrainingLog, series: Series) -> list[float]:
 
 
 def _restarts(rates: np.ndarray) -> np.ndarray:
-    """Whether the rate falls abruptly to less than a half, and rises again within the next points: a second warm-up."""
-    falls = rates[1:] < 0.5 * rates[:-1]
+    """Whether the rate falls abruptly from well above 0 to less than a half, and rises again within the next points: a second
+    warm-up. A schedule with restarts falls no faster than just before, and rises from its bottom."""
+    steps = rates[:-1] - rates[1:]
+    before = np.concatenate(([0.0], np.maximum(steps[:-1], 0.0)))
+    falls = (rates[1:] < 0.5 * rates[:-1]) & (rates[:-1] > WELL_ABOVE * rates.max()) & (steps > ABRUPT * before)
     later = np.array([rates[place + 1 : place + 1 + 50].max() for place in np.flatnonzero(falls)])
     found = np.zeros(len(falls), bool)
     places = np.flatnonzero(falls)

@@ -11,6 +11,7 @@ from fledge.diagnosis.data_figures.reading import ReadSequences
 MOST_HASHED = 200_000  # examples
 GRAM = 13  # tokens of a run: the length by which overlap with evaluation data is usually told (Brown et al. 2020, appendix C)
 FEWEST = 20  # examples of which something can be said
+FREQUENT = 0.02  # of the examples: an answer that so many have is one of few classes
 
 
 def duplicate_figures(train: Examples, validation: Examples | None, most: int = MOST_HASHED) -> dict[str, Figure]:
@@ -51,7 +52,8 @@ def repeated_ngrams(read: ReadSequences) -> dict[str, Figure]:
 
 
 def largest_answer(read: ReadSequences, answers: Answers) -> dict[str, Figure]:
-    """`data/largest_answer_share`: the share of the examples whose last answer is the commonest one."""
+    """`data/largest_answer_share`: the share of the examples whose last answer is the commonest one; and
+    `data/frequent_other_answers`: of those with another answer, the share whose answer is frequent too."""
     last = answers.chosen(answers.is_last)
     last = last.chosen(read.is_main[last.sequence])
     if len(last) < FEWEST:
@@ -59,4 +61,10 @@ def largest_answer(read: ReadSequences, answers: Answers) -> dict[str, Figure]:
     spans = zip(last.start.tolist(), last.stop.tolist(), strict=True)
     hashes = np.asarray([hash_of(read.tokens[start:stop]) for start, stop in spans], np.uint64)
     counts = np.unique(hashes, return_counts=True)[1]
-    return {"data/largest_answer_share": Figure(float(counts.max() / len(last)), "data", note=f"{len(last):,} answers")}
+    note = f"{len(last):,} answers, {len(counts):,} different ones"
+    figures = {"data/largest_answer_share": Figure(float(counts.max() / len(last)), "data", note=note)}
+    others = np.delete(counts, counts.argmax())
+    if len(others):
+        frequent = others[others >= max(2.0, FREQUENT * len(last))]
+        figures["data/frequent_other_answers"] = Figure(float(frequent.sum() / others.sum()), "data", note=note)
+    return figures

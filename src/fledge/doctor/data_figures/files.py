@@ -11,9 +11,9 @@ from fledge.inspect.target import recipe_of, without_drop_limit
 from fledge.prepare import Preparation
 
 OF_FILES = (
-    "examples", "ends_present", "duplicate_share", "repeated_ngrams", "largest_answer_share", "largest_source_share",
-    "identity_share", "unigram_entropy", "bigram_entropy", "max_token_id", "vocab_size", "mean_length", "truncated_share",
-    "equal_pairs", "chosen_longer", "pairs_contradicting",
+    "examples", "ends_present", "duplicate_share", "repeated_ngrams", "largest_answer_share", "frequent_other_answers",
+    "largest_source_share", "identity_share", "unigram_entropy", "bigram_entropy", "max_token_id", "vocab_size",
+    "mean_length", "truncated_share", "equal_pairs", "chosen_longer", "pairs_contradicting",
 )  # fmt: skip
 """What files say whatever trainer reads them. What it supervises, and in which order it reads, they do not say."""
 

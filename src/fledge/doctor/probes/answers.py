@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fledge.diagnosis.case import Figure
+from fledge.diagnosis.measures import SAMPLED_ANSWERS
 from fledge.doctor.probes.context import ProbeContext
 from fledge.doctor.probes.figures import DIALOGUES, figure, left_out
 from fledge.doctor.probes.rows import Row
@@ -18,7 +19,6 @@ from fledge.generation import Completion, Engine, SamplingParams
 from fledge.model.protocol import LanguageModel
 from fledge.tokenizer import Message, TemplateError
 
-PROMPTS = 16
 LEAST_NEW, MOST_NEW = 32, 96  # tokens of an answer, where the model has the positions
 ROOM = 12  # positions behind a prompt, at least
 LONGER = 1.5  # than the longest but a tenth of the data's own answers: room to end
@@ -57,7 +57,7 @@ def prompts_of(context: ProbeContext) -> list[Asked]:
     found: dict[tuple[int, ...], Asked] = {}
     for row in context.train_rows:
         stop = _prompt_end(row, is_dialogue)
-        if stop is None or not 0 < stop <= room or len(found) >= PROMPTS * 4:
+        if stop is None or not 0 < stop <= room or len(found) >= SAMPLED_ANSWERS * 4:
             continue
         tokens = row.tokens[:stop].tolist()
         expected = tokenizer.decode(row.tokens[slice(*row.answers[0])].tolist(), skip_special=True) if is_dialogue else None
@@ -65,7 +65,7 @@ def prompts_of(context: ProbeContext) -> list[Asked]:
     asked = list(found.values())
     if not asked:
         raise left_out("no row of the sample has a prompt that leaves room for an answer")
-    return [asked[number] for number in evenly(len(asked), PROMPTS)]
+    return [asked[number] for number in evenly(len(asked), SAMPLED_ANSWERS)]
 
 
 def _prompt_end(row: Row, is_dialogue: bool) -> int | None:
