@@ -120,19 +120,25 @@ def write_prediction(directory: StageDirectory, prediction: Prediction | None) -
 
 
 def conclude_prediction(
-    directory: StageDirectory, inputs: StageInputs, compute: ComputeConfig, log: Callable[[str], None]
+    directory: StageDirectory,
+    inputs: StageInputs,
+    compute: ComputeConfig,
+    ranks: DistributedContext,
+    log: Callable[[str], None],
 ) -> None:
-    """Write what a finished stage took beside its prediction, and remember its speed for later plans."""
+    """Write what a finished stage took beside its prediction, and remember its speed for later plans, if it was trained by one
+    process: plans read it as the speed of one."""
     measured = measured_stage(directory)
     if directory.prediction.exists():
         stored = read_json(directory.prediction, StagePrediction, HINT)
         write_json(directory.prediction, {**stored, "measured": measured})
-    if measured["updates"] < MIN_UPDATES or measured["training"] <= 0:
+    if ranks.is_distributed or measured["updates"] < MIN_UPDATES or measured["training"] <= 0:
         return
     if compute.device == "cpu" and is_too_busy(machine_load(), cores()):
         log("note: the machine was busy with other things: the speed of this stage is not kept for later plans")
         return
-    flops = work_of(inputs, compute.precision).flops * measured["updates"] / inputs.plan.steps
+    work = work_of(inputs, compute.precision)
+    flops = (work.flops - work.precomputed) * measured["updates"] / inputs.plan.steps  # that was before the first update
     past = PastStage(
         machine=machine_name(compute.device),
         kind=inputs.plan.kind,

@@ -54,7 +54,8 @@ class Preparation:
     `build_directory_of` gives the directory in which the data of a stage is built; without it, data is built in temporary
     directories. `resuming`: complete data in that directory is the data of this run. `executor` processes the shards. `run`:
     the directory of the run; a stage that has begun goes on with what it has there. `for_this_machine`: micro-batches that the
-    recipe leaves open are chosen by its memory; else they have one row, and are not merged.
+    recipe leaves open are chosen by its memory; else they have one row, and are not merged. `must_fit`: that not even one row
+    fits into it is an error; else they have one row.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Preparation:
         executor: Executor | None = None,
         run: RunDirectory | None = None,
         for_this_machine: bool = True,
+        must_fit: bool = True,
     ) -> None:
         self.recipe, self.log, self.build_directory_of, self.resuming = recipe, log, build_directory_of, resuming
-        self.run, self.for_this_machine = run, for_this_machine
+        self.run, self.for_this_machine, self.must_fit = run, for_this_machine, must_fit
         workers = recipe.runtime.data_workers
         self.executor = executor or (None if workers is None else ProcessPoolExecutor(workers))
         self._collected: dict[str, CollectedRows] = {}
@@ -104,10 +106,8 @@ class Preparation:
         return tokenizer
 
     def load_tokenizer(self, folder: Path | None = None) -> Tokenizer | None:
-        """The tokenizer saved in `folder`, of the built dataset, of the recipe, or of the model that the run starts from.
-
-        None if one has to be trained.
-        """
+        """The tokenizer saved in `folder`, of the built dataset, of the recipe, or of the model that the run starts from; None
+        if one has to be trained."""
         if folder is not None and (folder / "tokenizer_config.json").exists():
             return self._read_tokenizer(folder)
         if self.resuming and (model := self._saved_model()) is not None:
@@ -336,8 +336,9 @@ class Preparation:
     def planned(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> PlannedStage:
         """A stage as the critic reads it; `stage` has numbers in place of `auto`."""
         cost, fresh = self.model_cost(name, tokenizer), self.start_models.of_stage(name).are_fresh
-        return PlannedStage(name=name, recipe=self.recipe, stage=stage, plan=plan, data=data, cost=cost, starts_fresh=fresh,
-                            capability=gpu_capability(self.recipe.runtime))  # fmt: skip
+        capability = gpu_capability(self.recipe.runtime)
+        return PlannedStage(name=name, recipe=self.recipe, stage=stage, plan=plan, train=data.train, validation=data.validation,
+                            report=data.report, cost=cost, starts_fresh=fresh, capability=capability)  # fmt: skip
 
     def _warnings(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> list[Finding]:
         """What is doubtful about the plan of a stage."""
@@ -374,7 +375,12 @@ class Preparation:
         if not self.for_this_machine:
             return divided_batch(batch, data.train.packed_length), notes
         inputs = memory_inputs(stage, cost, data.train, chosen_device(self.recipe.runtime), judges)
-        batch, chosen = auto_micro_batch(batch, inputs, self.recipe.runtime)
+        try:
+            batch, chosen = auto_micro_batch(batch, inputs, self.recipe.runtime)
+        except FledgeError:
+            if self.must_fit:
+                raise
+            return divided_batch(batch, data.train.packed_length), notes
         batch, merged = merged_micro_batch(batch, inputs, self.recipe.runtime)
         return batch, [*notes, *chosen, *merged]
 

@@ -164,7 +164,7 @@ class StageRunner:
             self.console.log(prediction.line())
         if self.ranks.is_main_process:
             write_prediction(self.directory, prediction)
-            self._on_end = lambda: conclude_prediction(self.directory, inputs, compute, self.console.log)
+            self._on_end = lambda: conclude_prediction(self.directory, inputs, compute, self.ranks, self.console.log)
 
     def _report_data_and_plan(self, changed: dict[str, list[Any]]) -> None:
         """Log the data report and the plan, and write their files. `changed`: changed keys of the recipe."""

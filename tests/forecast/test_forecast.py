@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from fledge.cli import main
+from fledge.data import FORMATS
 from fledge.errors import FledgeError
 from fledge.forecast.assumed import assumed_rows, parse_tokens
+from fledge.forecast.planning import plan_recipe
 from fledge.forecast.text import flops_text, number
 from fledge.plan.time import Range, time_text, two_digits
 from fledge.recipe import load_recipe
+from fledge.run import Console
 from tests.support import tiny_run
 
 PRESET = """
@@ -102,6 +105,18 @@ def test_what_would_make_it_fit_is_told_as_options(preset: Path, capsys: pytest.
     assert main(["plan", str(preset), "--tokens", "900M", "--device", "T4", *options]) == 0
 
 
+def test_a_stage_that_does_not_fit_is_planned_with_one_row_and_measures(world: Path, tmp_path: Path) -> None:
+    tree = tiny_run.tree(world, tmp_path)
+    stage = {**tree["stages"]["pretrain"], "batch": {"tokens_per_step": 512}}
+    runtime = {**tree["runtime"], "device": "cpu", "memory_budget": "64 MB"}
+    file = tiny_run.write(tmp_path / "small.yaml", {**tree, "runtime": runtime, "stages": {"pretrain": stage}})
+    forecast = plan_recipe(load_recipe([str(file)]), Console(quiet=True), tmp_path, devices=["H100"], here=True)
+    (planned,) = forecast.stages
+    assert planned.inputs.plan.effective_batch_rows == 8
+    for one in planned.devices:
+        assert not one.fits and one.share.micro == 1 and one.fit.largest is None and one.fit.measures
+
+
 def test_strict_makes_warnings_errors(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe)]) == 0
     assert "warning (certain): stages.pretrain.duration" in capsys.readouterr().out
@@ -141,13 +156,15 @@ def test_tokens_are_for_all_stages_or_for_one() -> None:
     assert parse_tokens(["sft-zh=20M", "预训练 = 1M"], ["sft-zh", "预训练"]) == {"sft-zh": 20_000_000, "预训练": 1_000_000}
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "sft", "preference"])
+@pytest.mark.parametrize("kind", ["pretrain", "sft", "preference", "kto", "reward"])
 def test_assumed_rows_hold_what_they_should(kind: str) -> None:
     stage = {"kind": kind, "data": {"train": "x.jsonl", "max_seq_len": 64}}
     from fledge.recipe import recipe_from_dict
 
     rows = assumed_rows(recipe_from_dict({"stages": {"x": stage}}).stages["x"], 64_000, 0)
-    assert len(rows) == 1000 and rows.packed_length == 64 and rows.num_tokens == rows.num_target_tokens == 64_000
+    length = FORMATS[kind].packed_length(64)  # as the rows of data have it
+    assert len(rows) == 64_000 // length and rows.packed_length == length
+    assert rows.num_tokens == rows.num_target_tokens == 64_000 and rows.mean_context == 64
     assert rows.summary()["padding_share"] == 0
     with pytest.raises(FledgeError, match="more than a plan can hold"):
         assumed_rows(recipe_from_dict({"stages": {"x": stage}}).stages["x"], 10**11, 0)

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
+from fledge.forecast.forecast import know_recipe
 from fledge.forecast.probe import seconds_of_update, shortened
 from fledge.recipe import Recipe, recipe_from_dict
+from fledge.run import Console
 from fledge.run.sinks import SINKS
 
 
@@ -34,6 +36,25 @@ def test_a_probe_is_long_enough_for_a_whole_rollout_behind_the_warm_steps(tmp_pa
     assert stages["pretrain"].duration == "20 steps" and stages["grpo"].duration == "32 steps"
     assert stages["grpo"].evaluation.every_steps == 16
     assert shortened(_recipe(), 20, tmp_path).stages["grpo"].duration == "20 steps"
+
+
+def test_a_probe_has_the_batch_of_the_whole_stage(tmp_path: Path) -> None:
+    data = {"train": "a.jsonl", "max_seq_len": 64}
+    stages = {
+        "pretrain": {"data": data, "duration": "3 epochs", "batch": {"micro_batch_size": "auto"}},
+        "sft": {"data": data, "duration": "3 epochs", "batch": {"tokens_per_step": 512}},
+    }
+    recipe = recipe_from_dict({"stages": stages, "runtime": {"device": "cpu"}})
+
+    def known(recipe: Recipe) -> dict[str, int]:
+        planned = know_recipe(recipe, Console(quiet=True), tokens=dict.fromkeys(stages, 200 * 64))
+        rows = {name: stage.inputs.plan.effective_batch_rows for name, stage in planned.stages.items()}
+        short = recipe_from_dict(shortened(planned.with_planned_batches, 20, tmp_path).model_dump(mode="json"))
+        again = know_recipe(short, Console(quiet=True), tokens=dict.fromkeys(stages, 200 * 64))
+        assert rows == {name: stage.inputs.plan.effective_batch_rows for name, stage in again.stages.items()}
+        return rows
+
+    assert known(recipe) == {"pretrain": 2, "sft": 8}
 
 
 def test_the_time_of_an_update_has_its_share_of_the_drawing_in_it() -> None:

@@ -2,7 +2,11 @@
 
 import pytest
 
-from fledge.plan.bands import Band, ladder, step_law
+from fledge.forecast.assumed import assumed_rows
+from fledge.model.cost import ModelCost
+from fledge.plan import plan_stage
+from fledge.plan.bands import Band, BandInputs, bands_of, ladder, step_law
+from fledge.recipe import recipe_from_dict
 
 
 def test_the_laws_give_the_figures_of_their_sources() -> None:
@@ -15,3 +19,17 @@ def test_the_laws_give_the_figures_of_their_sources() -> None:
 @pytest.mark.parametrize(("value", "position"), [(0.9, "below"), (1.0, "inside"), (2.0, "inside"), (2.1, "above")])
 def test_a_band_says_where_a_value_lies(value: float, position: str) -> None:
     assert Band(name="x", value=value, low=1.0, high=2.0, source="").position == position
+
+
+def test_tokens_per_update_have_a_band_whatever_the_optimizer() -> None:
+    for optimizer in ("muon", "adamw"):
+        stage = {"data": {"train": "x.jsonl", "max_seq_len": 64}, "optimizer": {"name": optimizer}}
+        recipe = recipe_from_dict({"stages": {"pretrain": stage}})
+        train, cost = assumed_rows(recipe.stages["pretrain"], 640_000, 0), ModelCost(recipe.model, 6400)
+        plan, _, resolved = plan_stage(recipe.stages["pretrain"], train, cost)
+        fresh, trained = (
+            {band.name for band in bands_of(BandInputs(stage=resolved, plan=plan, cost=cost, starts_fresh=is_fresh))}
+            for is_fresh in (True, False)
+        )
+        assert "tokens per update" in fresh and "tokens per update" not in trained
+        assert ("learning rate" in fresh) == (optimizer == "adamw")

@@ -118,6 +118,17 @@ def test_a_longer_context_leaves_a_warm_up_that_ends_in_fewer_steps(critic: Crit
     assert found.patch is not None and found.patch["stages.sft.schedule.warmup"] == 0.05 and "long warm-up" not in after
 
 
+def test_a_longer_stage_keeps_the_rows_of_its_updates(critic: Critic) -> None:
+    keys = {"data.train": "dozen.jsonl", "batch": {"micro_batch_size": "auto"}, "duration": "0.5 epochs"}
+    found, after = left(critic, "tuned", "few updates", **keys)
+    steps = {"stages.sft.duration": "30 steps", "stages.sft.batch.micro_batch_size": 1}
+    assert found.patch == steps and "few updates" not in after  # `auto` would be 16 rows of a stage in steps
+    keys = {"batch": {"micro_batch_size": "auto"}, "duration": "0.02 epochs", "optimizer.learning_rate": 1e-7}
+    found, _ = left(critic, "dpo", "small rate", **keys)
+    assert found.patch is not None and found.patch["stages.dpo.batch.micro_batch_size"] == 1
+    assert set(found.patch) == {"stages.dpo.duration", "stages.dpo.batch.micro_batch_size"}
+
+
 @pytest.mark.parametrize(
     ("keys", "hint", "patch"),
     [

@@ -56,7 +56,19 @@ def test_a_reference_is_a_forward_pass_of_each_token_or_of_each_epoch_once() -> 
     free = _work(_stage(kind="preference", loss_type="orpo"))
     assert free.reference == 0.0
     assert live.reference == pytest.approx((live.blocks + live.attention + live.head) / 3)
-    assert once.reference == pytest.approx(live.reference / AMOUNTS.epochs)
+    assert once.reference == once.precomputed == pytest.approx(live.reference / AMOUNTS.epochs)
+    assert live.precomputed == 0.0
+    half = Amounts(**{**asdict(AMOUNTS), "epochs": 0.5})
+    all_examples = stage_work(_stage(kind="preference"), COST, half, checkpoint_every=0, size=2)
+    assert all_examples.reference == pytest.approx(2 * live.reference), "of all examples, also where half of them are read"
+
+
+def test_a_precomputed_reference_is_not_divided() -> None:
+    live, once = (_work(_stage(kind="preference", precompute_ref_log_probs=is_once)) for is_once in (False, True))
+    of_four = once.divided(4)
+    assert live.divided(4).reference == live.reference / 4 and of_four.blocks == once.blocks / 4
+    assert of_four.reference == of_four.precomputed == once.reference
+    assert of_four.flops == pytest.approx((once.flops - once.reference) / 4 + once.reference)
 
 
 def test_a_card_takes_products_and_bytes_and_at_least_its_launches() -> None:

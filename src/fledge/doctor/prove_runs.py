@@ -28,6 +28,7 @@ from fledge.doctor.prove_recipes import Length, Patch, ProofRecipes, Start
 from fledge.doctor.prove_yardsticks import DOCUMENTS, HeldOut, Subject, Yardstick
 from fledge.errors import FledgeError
 from fledge.pipeline import Pipeline
+from fledge.plan.horizon import pinned_batch
 from fledge.prepare import Preparation, PreparedStage
 from fledge.recipe import Recipe
 from fledge.run import Console, RunDirectory, StageDirectory, write_json
@@ -123,9 +124,11 @@ class ProofRuns:
         key = f"stages.{self.recipes.stage}.duration"
         if variant.built == kept.built or key in variant.patch or not is_shorter(variant.prepared, kept.prepared):
             return variant
-        steps = kept.prepared.plan.steps
+        steps, prefix = kept.prepared.plan.steps, f"stages.{self.recipes.stage}.batch"
+        pinned = pinned_batch(variant.recipe.stages[self.recipes.stage].batch, variant.prepared.plan.effective_batch_rows)
         self.console.log(f"the patch leaves fewer rows in an epoch: it is tried for {steps:,} updates, as many as before")
-        return self.variant({**variant.patch, key: f"{steps} steps"})
+        sizes = {f"{prefix}.{name}": value for name, value in pinned.items()}
+        return self.variant({**variant.patch, **sizes, key: f"{steps} steps"})
 
     def _dataset(self, built: Path, recipe: Recipe, seed: int) -> Path:
         """The data of a build in the order of a seed of the recipe."""

@@ -1,10 +1,14 @@
-"""Data that is not at hand: packed rows of a given number of tokens, with which a recipe can be planned nevertheless."""
+"""What is not at hand: packed rows of a number of tokens, and the size of a model whose tokenizer is not there yet. With them
+a recipe can be planned nevertheless."""
 
 import numpy as np
 
 from fledge.data import FORMATS, PackedDataset
 from fledge.data.storage import Examples, UniformWeights
 from fledge.errors import FledgeError
+from fledge.model.cost import ModelCost
+from fledge.model.loading import describe_model
+from fledge.prepare import Preparation
 from fledge.recipe.schema import Stage
 from fledge.recipe.units import Duration
 
@@ -40,17 +44,18 @@ def _amount(text: str) -> int:
 
 
 def assumed_rows(stage: Stage, tokens: int, seed: int) -> PackedDataset:
-    """Full rows of `max_seq_len` positions that hold `tokens` tokens, each one supervised; a row is one example.
+    """Full packed rows that hold `tokens` tokens, each one supervised; a row is one example, whose sequences have `max_seq_len`
+    positions.
 
     Real rows have padding, and prompts without supervision: the plan is then on the upper side. Raises FledgeError for more
     rows than can be planned. Nothing is stored for a token.
     """
-    length, per_example = stage.data.max_seq_len, len(FORMATS[stage.kind].sequence_names)
+    of_sequence, per_example = stage.data.max_seq_len, FORMATS[stage.kind].sequences_per_example
+    length = FORMATS[stage.kind].packed_length(of_sequence)
     rows = max(1, round(tokens / length))
     if rows > MAX_ROWS:
         raise FledgeError(f"{tokens:,} tokens are {rows:,} rows: more than a plan can hold", where=OPTION,
                           hint="plan for a part of them, and multiply")  # fmt: skip
-    of_sequence = length // per_example
     count = rows * per_example
     examples = Examples(
         tokens=np.broadcast_to(np.zeros(1, np.int32), (count * (of_sequence + 1),)),
@@ -62,3 +67,19 @@ def assumed_rows(stage: Stage, tokens: int, seed: int) -> PackedDataset:
         counted_target_tokens=np.full(count, of_sequence, np.int64),
     )
     return PackedDataset(examples, length, 0, seed, split_documents=False, packs=False, sources=("assumed",))
+
+
+def assumed_cost(preparation: Preparation, name: str, vocab_size: int) -> ModelCost:
+    """Sizes and cost of a stage's model, as `Preparation.model_cost`, for a tokenizer of `vocab_size` tokens that is not there
+    yet. Raises FledgeError for a directory that has no model."""
+    recipe, weights = preparation.recipe, preparation.start_models.of_stage(name)
+    path, gives_reward = weights.config_directory, recipe.stages[name].trains_reward_model
+    if path is None:
+        cost = ModelCost(recipe.model, vocab_size)
+    else:
+        purpose = "any" if gives_reward else "language"
+        cost = describe_model(path, recipe.model.implementation, preparation.log, purpose=purpose).cost
+        first = preparation.start_models.of_stage(next(iter(recipe.stages)))
+        is_new = first.are_fresh and path == first.config_directory
+        cost = cost.with_vocabulary(vocab_size if is_new else max(cost.vocab_size, vocab_size))
+    return cost.of_reward_model() if gives_reward else cost

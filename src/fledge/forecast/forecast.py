@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fledge.evaluate.reward_models import reward_model_costs
 from fledge.findings import Finding
-from fledge.forecast.assumed import assumed_rows
+from fledge.forecast.assumed import assumed_cost, assumed_rows
 from fledge.forecast.on_device import StageOnDevice, stage_on_device
 from fledge.forecast.probe import Probe
 from fledge.forecast.target import Target
@@ -14,16 +15,16 @@ from fledge.model.cost import ModelCost
 from fledge.pipeline import prepare_stage
 from fledge.plan import plan_stage
 from fledge.plan.bands import Band, BandInputs, bands_of
-from fledge.plan.critic import plan_findings
+from fledge.plan.critic import PlannedStage, gpu_capability, plan_findings
 from fledge.plan.devices import Device
-from fledge.plan.horizon import sized_batch
+from fledge.plan.horizon import pinned_batch, sized_batch
 from fledge.plan.memory import divided_batch
 from fledge.plan.money import Money, Rates, rates
 from fledge.plan.stage_forecast import StageInputs, work_of
 from fledge.plan.work import Work
 from fledge.prediction import stage_inputs, trained_parameters
 from fledge.prepare import Preparation
-from fledge.recipe import Recipe
+from fledge.recipe import Recipe, Stage
 from fledge.run import Console
 from fledge.tokenizer import Tokenizer
 
@@ -136,6 +137,15 @@ class KnownRecipe:
     stages: dict[str, "KnownStage"]
     notes: list[str]
 
+    @property
+    def with_planned_batches(self) -> Recipe:
+        """The recipe, whose updates have the rows that are planned, however long its stages are made."""
+        stages = dict[str, Stage]()
+        for name, stage in self.recipe.stages.items():
+            pinned = pinned_batch(stage.batch, self.stages[name].inputs.plan.effective_batch_rows)
+            stages[name] = stage.model_copy(update={"batch": stage.batch.model_copy(update=pinned)})
+        return self.recipe.model_copy(update={"stages": stages})
+
     def forecast(self, targets: Sequence[Target], *, probe: Probe | None = None, prices: Sequence[str] = ()) -> RunForecast:
         """The forecast on `targets`, at least one. `probe`: of this machine. `prices`: as `fledge plan --price` takes them;
         else those of the table."""
@@ -152,9 +162,9 @@ def know_recipe(
 
     `target`: the first device that the recipe is planned for, whose capability is what the critic reads; None: this machine.
     `tokens`: of an epoch of each stage, for data that is not at hand and is not read then. Raises FledgeError as a run would
-    before its first step.
+    before its first step, except for a stage that does not fit into memory.
     """
-    preparation = Preparation(recipe, console.log, for_this_machine=target is None or target.is_here)
+    preparation = Preparation(recipe, console.log, for_this_machine=target is None or target.is_here, must_fit=False)
     card = None if target is None else target.device
     known, notes = _Known(preparation, console, card), list[str]()
     if tokens is None:
@@ -162,9 +172,11 @@ def know_recipe(
         known.tokenizer = preparation.tokenizer()
     else:
         known.tokenizer = preparation.load_tokenizer()
-        notes.append(
-            "the data was not read: full rows, all tokens supervised, as if each stage had the tokens that --tokens names"
-        )
+        notes += [
+            "the data was not read: full rows, all tokens supervised, as if each stage had the tokens that --tokens names",
+            "checks of rows, labels, epochs and validation data need the data and are left out; evaluations are not in the "
+            "time",
+        ]
     stages = {name: known.prepared(name) if tokens is None else known.assumed(name, tokens[name]) for name in recipe.stages}
     return KnownRecipe(recipe=recipe, vocab_size=known.vocab_size, stages=stages, notes=notes)
 
@@ -193,14 +205,24 @@ class _Known:
         wanted = self.preparation.recipe.tokenizer.vocab_size
         return wanted if self.tokenizer is None else self.tokenizer.vocab_size
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Of the GPU that the critic has in mind, as in `gpu_capability`."""
+        return gpu_capability(self.preparation.recipe.runtime) if self.card is None else self.card.capability
+
+    def cost(self, name: str) -> ModelCost:
+        """Sizes and cost of a stage's model."""
+        if self.tokenizer is None:
+            return assumed_cost(self.preparation, name, self.vocab_size)
+        return self.preparation.model_cost(name, self.tokenizer)
+
     def prepared(self, name: str) -> KnownStage:
         """A stage on its data."""
         assert self.tokenizer is not None
         prepared = prepare_stage(self.preparation, name, self.tokenizer, self.console)
-        cost = self.preparation.model_cost(name, self.tokenizer)
+        cost = self.cost(name)
         planned = self.preparation.planned(name, self.tokenizer, prepared.data, prepared.stage, prepared.plan)
-        if self.card is not None:
-            planned = replace(planned, capability=self.card.capability)
+        planned = replace(planned, capability=self.capability)
         runtime = self.preparation.recipe.runtime
         inputs = replace(
             stage_inputs(prepared, cost, runtime, starts_fresh=planned.starts_fresh),
@@ -213,8 +235,8 @@ class _Known:
         """A stage on `tokens` tokens that are not at hand."""
         recipe, preparation = self.preparation.recipe, self.preparation
         stage, train = recipe.stages[name], assumed_rows(recipe.stages[name], tokens, preparation.seed(name))
-        given = self.tokenizer
-        cost = ModelCost(recipe.model, self.vocab_size) if given is None else preparation.model_cost(name, given)
+        cost = self.cost(name)
+        judges = reward_model_costs(recipe, name, self.cost)
         batch, _ = sized_batch(divided_batch(stage.batch, train.packed_length), stage.kind, stage.duration, train)
         plan, horizon, resolved = plan_stage(stage.model_copy(update={"batch": batch}), train, cost)
         inputs = StageInputs(
@@ -227,10 +249,13 @@ class _Known:
             runtime=recipe.runtime,
             trained=trained_parameters(resolved, cost, train),
             starts_fresh=preparation.start_models.of_stage(name).are_fresh,
+            reward_models=sum(4.0 * one.parameters().total for one in judges.values()),
             batch=stage.batch,
             is_for_this_machine=False,
         )
-        return KnownStage(inputs, [], [])
+        planned = PlannedStage(name=name, recipe=recipe, stage=resolved, plan=plan, train=train, validation=None, report=None,
+                               cost=cost, starts_fresh=inputs.starts_fresh, capability=self.capability)  # fmt: skip
+        return KnownStage(inputs, plan_findings(planned), [])
 
 
 def _stage(name: str, known: KnownStage, targets: Sequence[Target], probe: Probe | None) -> StageForecast:

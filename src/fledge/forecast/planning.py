@@ -46,7 +46,7 @@ def plan_recipe(
     known, probe = know_recipe(recipe, console, target=targets[0], tokens=amounts), None
     if probe_steps is not None:
         micro_steps = {name: stage.inputs.micro_batches for name, stage in known.stages.items()}
-        probe = probe_recipe(recipe, probe_steps, folder, console, micro_steps)
+        probe = probe_recipe(known.with_planned_batches, probe_steps, folder, console, micro_steps)
     return known.forecast(targets, probe=probe, prices=prices)
 
 

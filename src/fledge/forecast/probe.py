@@ -48,7 +48,8 @@ class Probe:
 
 
 def probe_recipe(recipe: Recipe, steps: int, folder: Path, console: Console, micro_steps: Mapping[str, int]) -> Probe:
-    """Train each stage of a recipe for `steps` steps into `folder`, in a new process, whose memory is then its own.
+    """Train each stage of a recipe for `steps` steps into `folder`, in a new process, whose memory is then its own. Its batches
+    are those of the whole stages (`KnownRecipe.with_planned_batches`).
 
     `micro_steps`: micro-batches of each whole stage; the probe compiles where the real run would. Where it measures the machine
     for the first time, a second one of MIN_STEPS steps tells what a run after it has to wait for. Raises FledgeError if `steps`

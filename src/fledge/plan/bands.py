@@ -102,6 +102,12 @@ def _fresh_rate(inputs: BandInputs) -> Iterator[Band]:
         high=max(rates) * RATE_FACTOR,
         source=f"Step Law (Li et al. 2025) {rates[0]:.2g}, OLMo's ladder {rates[1]:.2g}, fledge's trials {rates[2]:.2g}",
     )
+
+
+def _fresh_batch(inputs: BandInputs) -> Iterator[Band]:
+    plan, known = inputs.plan, inputs.cost.scaling_parameters()
+    if not inputs.starts_fresh:
+        return
     batches = [step_law(known, plan.tokens)[1], ladder(known)[1]]
     yield Band(
         name="tokens per update",
@@ -131,5 +137,6 @@ RULES: tuple[Callable[[BandInputs], Iterator[Band]], ...] = (
     _tokens_per_parameter,
     _updates_of_epoch,
     _fresh_rate,
+    _fresh_batch,
     _fine_tuning_rate,
 )

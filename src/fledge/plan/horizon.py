@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from fledge.data import PackedDataset
 from fledge.plan.lr_schedule import resolve_steps
@@ -148,6 +149,16 @@ def capped_batch(batch: BatchConfig, duration: str, train: PackedDataset) -> tup
         return batch, []
     note = f"micro-batches of {fillable:,} rows instead of {size:,}: {what} only {fillable:,} packed rows"
     return batch.model_copy(update={"micro_batch_size": fillable}), [note]
+
+
+def pinned_batch(batch: BatchConfig, rows: int) -> dict[str, Any]:
+    """The keys with which the updates of a batch keep their `rows` rows under another duration, which `auto` and
+    `capped_batch` follow; none where the rows follow from no duration. Micro-batches are merged as before."""
+    micro = rows // batch.gradient_accumulation_steps
+    if batch.tokens_per_step is not None or micro == batch.micro_batch_size:
+        return {}
+    is_merged = batch.merge_micro_batches and batch.gradient_accumulation_steps > 1
+    return {"micro_batch_size": micro, **({"merge_micro_batches": True} if is_merged else {})}
 
 
 def _batch_warmup_unchecked(batch: BatchConfig, steps: int) -> int:

@@ -15,7 +15,8 @@ class Work:
 
     `blocks`: the matrices of the blocks, forward and backward; `attention`: scores and their products with the values; `head`:
     logits of the supervised tokens; `recomputed`: blocks that activation checkpointing computes again; `reference`: passes of a
-    reference model; `traffic`: bytes that are read and written besides, which take the time of small models on fast cards.
+    reference model; `precomputed`: the part of these that one process computes before the first step, while all others wait;
+    `traffic`: bytes that are read and written besides, which take the time of small models on fast cards.
     """
 
     blocks: float
@@ -24,6 +25,7 @@ class Work:
     recomputed: float
     reference: float
     traffic: float
+    precomputed: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -31,8 +33,9 @@ class Work:
         return self.blocks + self.attention + self.head + self.recomputed + self.reference
 
     def divided(self, count: int) -> "Work":
-        """The part of one of `count` devices that share the work evenly."""
-        return Work(**{name: value / count for name, value in asdict(self).items()})
+        """The part of one of `count` devices that share the work evenly, but for what one of them precomputes."""
+        parts, alone = {name: value / count for name, value in asdict(self).items()}, self.precomputed
+        return Work(**{**parts, "reference": alone + (self.reference - alone) / count, "precomputed": alone})
 
     def as_dict(self) -> dict[str, float]:
         """The parts and their sum, as JSON values."""
@@ -56,7 +59,8 @@ def stage_work(stage: Stage, cost: ModelCost, amounts: Amounts, *, checkpoint_ev
     """The work of a stage, of `training_body_flops` and `training_head_flops`.
 
     `checkpoint_every`: as in the runtime section. `size`: bytes of a number of an activation. Answers that a stage draws itself
-    are not counted. Padding takes time like data, so `positions` are computed.
+    are not counted. Padding takes time like data, so `positions` are computed. Log-probabilities of a reference are precomputed
+    for all examples, however few of them the stage reads.
     """
     layers = cost.config.num_hidden_layers
     matrices = cost.body_flops(0.0) * amounts.positions
@@ -64,8 +68,8 @@ def stage_work(stage: Stage, cost: ModelCost, amounts: Amounts, *, checkpoint_ev
     again = len(checkpointed_layers(layers, checkpoint_every)) / layers
     frozen = FROZEN_SHARE if stage.adapter is not None else 1.0
     head = cost.training_head_flops() * amounts.target_tokens * frozen
-    once = 1 / max(1.0, amounts.epochs) if stage.precomputes_reference else 0.0
-    reference = (matrices + attention + cost.head_flops() * amounts.target_tokens) * (once + stage.keeps_reference_model)
+    forward = matrices + attention + cost.head_flops() * amounts.target_tokens
+    once = forward / amounts.epochs if stage.precomputes_reference else 0.0
     saved = layers * cost.block_bytes(size, compiled=True) * (1 + again)
     weights = cost.parameters().total * (4 + size)  # read by the update, and copied for the products
     return Work(
@@ -73,6 +77,7 @@ def stage_work(stage: Stage, cost: ModelCost, amounts: Amounts, *, checkpoint_ev
         attention=3 * attention,
         head=head,
         recomputed=again * (matrices + attention),
-        reference=reference,
+        reference=once + forward * stage.keeps_reference_model,
+        precomputed=once,
         traffic=PASSES_OVER_ACTIVATIONS * saved * amounts.positions + 6 * weights * amounts.updates,
     )

@@ -12,7 +12,7 @@ from fledge.plan import StagePlan
 from fledge.report.plots import COLOURS
 from fledge.run import StageDirectory
 from fledge.sweep.plots import draw, has_matplotlib
-from fledge.tune.lengths import MOST_EPOCHS, of_length, shares_of_warmup
+from fledge.tune.lengths import MOST_EPOCHS, duration_in_steps, of_length, shares_of_warmup
 from fledge.tune.loss_law import LossLaw, fit_law
 from fledge.tune.result import TuneResult
 from fledge.tune.runs import ShortRuns
@@ -88,10 +88,14 @@ def _result(runs: ShortRuns, tried: Runs) -> TuneResult:
     is_known = law is not None and plan.steps <= _furthest(plan.steps, plan.epochs)
     figures: dict[str, Any] = {"losses": {str(key): value for key, value in tried.losses.items()}, "cost_in_runs": cost,
                                "steps": steps, "predicted": law.loss(plan.steps) if law and is_known else None}  # fmt: skip
-    patch: dict[str, Any] = {f"{runs.prefix}.duration": f"{steps} steps"}
-    if steps != plan.steps:  # the runs had warm-ups in proportion to their length
-        patch |= _warmups(runs, plan)
-    return TuneResult(patch=patch, evidence=evidence, confidence=confidence, figures=figures)
+    return TuneResult(patch=patch_of_length(runs, plan, steps), evidence=evidence, confidence=confidence, figures=figures)
+
+
+def patch_of_length(runs: ShortRuns, plan: StagePlan, steps: int) -> dict[str, Any]:
+    """The change of the recipe with which the stage has so many steps, as the runs had them: their updates have the rows of the
+    plan, and their warm-ups are in proportion to their length."""
+    patch = duration_in_steps(runs, plan, steps)
+    return patch if steps == plan.steps else patch | _warmups(runs, plan)
 
 
 def _warmups(runs: ShortRuns, plan: StagePlan) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fledge.plan import StagePlan
+from fledge.plan.horizon import pinned_batch
 from fledge.tune.runs import ShortRuns
 
 MOST_EPOCHS = 4  # repeated so often, data is about as good as new (Muennighoff et al. 2023); beyond, a shorter run says little
@@ -10,16 +11,23 @@ MOST_EPOCHS = 4  # repeated so often, data is about as good as new (Muennighoff 
 
 def of_length(runs: ShortRuns, plan: StagePlan, steps: int) -> dict[str, Any]:
     """The values of a run of another length: the warm-ups of rate and batch and the minimum rate keep their proportions to
-    `plan`, which is that of the whole stage, and the run is evaluated at its end."""
+    `plan`, which is that of the whole stage, an update has as many rows, and the run is evaluated at its end."""
     prefix = runs.prefix
     has_own_end = runs.stage.schedule.final_div_factor is not None
     return {
         **({} if has_own_end else {f"{prefix}.schedule.min_lr": min_rate(plan)}),
-        f"{prefix}.duration": f"{steps} steps",
+        **duration_in_steps(runs, plan, steps),
         **shares_of_warmup(runs, plan),
         f"{prefix}.evaluation.every_steps": steps,
         f"{prefix}.select_checkpoint": "last",
     }
+
+
+def duration_in_steps(runs: ShortRuns, plan: StagePlan, steps: int) -> dict[str, Any]:
+    """A duration of so many steps, whose updates have the rows of a plan."""
+    pinned = pinned_batch(runs.stage.batch, plan.effective_batch_rows)
+    batch = {f"{runs.prefix}.batch.{key}": value for key, value in pinned.items()}
+    return {f"{runs.prefix}.duration": f"{steps} steps", **batch}
 
 
 def shares_of_warmup(runs: ShortRuns, plan: StagePlan) -> dict[str, Any]:

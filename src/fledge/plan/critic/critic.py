@@ -11,17 +11,18 @@ from fledge.plan.critic.planned_stage import PlannedStage
 @dataclass(frozen=True)
 class Check:
     """One check of a plan. `find` yields its findings. `of_run`: it reads what is the same for all stages, so it is made once,
-    for the first of them."""
+    for the first of them. `needs_data`: it reads rows or validation data; others need the amount of the data at most."""
 
     name: str
     find: Callable[[PlannedStage], Iterator[Finding]]
     of_run: bool = False
+    needs_data: bool = False
 
 
 CHECKS = (
     Check("few updates", length.few_updates),
     Check("batch above data", length.batch_above_data),
-    Check("many epochs", length.many_epochs),
+    Check("many epochs", length.many_epochs, needs_data=True),
     Check("long warm-up", length.long_warmup),
     Check("lost work", length.lost_work),
     Check("small rate", rates.rate_too_small),
@@ -30,17 +31,17 @@ CHECKS = (
     Check("no warm-up", rates.no_warmup),
     Check("flat schedule", rates.flat_schedule),
     Check("weight decay", rates.strong_weight_decay),
-    Check("few validation rows", evaluation.few_validation_rows),
-    Check("evaluation not reached", evaluation.evaluation_not_reached),
-    Check("costly evaluation", evaluation.costly_evaluation),
+    Check("few validation rows", evaluation.few_validation_rows, needs_data=True),
+    Check("evaluation not reached", evaluation.evaluation_not_reached, needs_data=True),
+    Check("costly evaluation", evaluation.costly_evaluation, needs_data=True),
     Check("idle early stopping", evaluation.idle_early_stopping),
     Check("hasty early stopping", evaluation.hasty_early_stopping),
-    Check("short answers in evaluation", evaluation.answers_cut_in_evaluation),
-    Check("short context", data.short_context),
-    Check("long context", data.long_context),
-    Check("long prompts", data.long_prompts),
+    Check("short answers in evaluation", evaluation.answers_cut_in_evaluation, needs_data=True),
+    Check("short context", data.short_context, needs_data=True),
+    Check("long context", data.long_context, needs_data=True),
+    Check("long prompts", data.long_prompts, needs_data=True),
     Check("model above data", data.model_above_data),
-    Check("unbalanced labels", data.unbalanced_labels),
+    Check("unbalanced labels", data.unbalanced_labels, needs_data=True),
     Check("answers from fresh weights", objective.answers_from_fresh_weights),
     Check("beta", objective.beta_of_another_loss),
     Check("equal answers in groups", objective.equal_answers_in_groups),
@@ -54,9 +55,9 @@ CHECKS = (
 
 def plan_findings(planned: PlannedStage) -> list[Finding]:
     """All findings about a stage, each with the name of its check; the first stage has those about the run too. None is an
-    error: the stage can be trained."""
-    is_first = planned.name == next(iter(planned.recipe.stages))
-    checks = [check for check in CHECKS if is_first or not check.of_run]
+    error: the stage can be trained. Where the data is not at hand, checks that need it are left out."""
+    is_first, has_data = planned.name == next(iter(planned.recipe.stages)), planned.report is not None
+    checks = [check for check in CHECKS if (is_first or not check.of_run) and (has_data or not check.needs_data)]
     return [replace(finding, check=check.name) for check in checks for finding in check.find(planned)]
 
 

@@ -20,7 +20,7 @@ MAX_IMBALANCE = 5.0  # of the weighted labels; Ethayarajh et al. (2024) advise 1
 
 def short_context(planned: PlannedStage) -> Iterator[Finding]:
     """A context that cuts the answers of most rows."""
-    sources = [one for one in planned.data.report.sources if one.split == "train"]
+    sources = [one for one in (planned.report.sources if planned.report else ()) if one.split == "train"]
     used, cut = sum(one.used_rows for one in sources), sum(one.truncated_rows for one in sources)
     by_completion = any("answer cut to max_completion_length" in one.first_events for one in sources)
     if cut <= MOST_CUT * used or by_completion:

@@ -40,8 +40,8 @@ def _more_updates(planned: PlannedStage, updates: int) -> dict[str, Any] | None:
         is_longer = rows / size < updates or "step" in planned.stage.duration
         duration = f"{updates} steps" if is_longer else planned.stage.duration
         if planned.mixes_labels(duration, size):
-            patch = planned.rows_of_update(size) if size < most else {}
-            return {**patch, **(planned.patch(duration=duration) if is_longer else {})}
+            longer = planned.patch(duration=duration) if size < most else planned.of_steps(updates)
+            return {**(planned.rows_of_update(size) if size < most else {}), **(longer if is_longer else {})}
     return None
 
 

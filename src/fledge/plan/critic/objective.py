@@ -53,10 +53,12 @@ def beta_of_another_loss(planned: PlannedStage) -> Iterator[Finding]:
     of, low, high, usual = known
     if low <= beta <= high:
         return
-    mean = float(planned.train.examples.target_tokens.mean())
+    mean = None if planned.report is None else float(planned.train.examples.target_tokens.mean())
     is_swapped = (beta > high) == (of == "sums")  # such as 2 for sums, 0.1 for means
     reads, other = READ[of]
-    what = f"beta {beta:g} multiplies {reads} over answers of {mean:,.0f} tokens"
+    what = f"beta {beta:g} multiplies {reads}"
+    if mean is not None:
+        what = f"beta {beta:g} multiplies {reads} over answers of {mean:,.0f} tokens"
     why = other if is_swapped else "none of this size is published"
     yield planned.finding(
         "beta",

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fledge.data import FORMATS, PackedDataset, StageDataset
+from fledge.data import FORMATS, DataReport, PackedDataset
 from fledge.errors import FledgeError
 from fledge.findings import Confidence, Finding, Severity
 from fledge.model.cost import ModelCost
-from fledge.plan.horizon import compute_steps
+from fledge.plan.horizon import compute_steps, pinned_batch
 from fledge.plan.lr_schedule import learning_rate
 from fledge.plan.row_length import keys_of_length
 from fledge.plan.stage import StagePlan, check_labels
@@ -26,28 +26,21 @@ Patch = Mapping[str, Any]
 class PlannedStage:
     """A stage as it will be trained: `stage` has all numbers, `recipe` is as it was written.
 
-    `cost`: of its model. `starts_fresh`: whether that starts from fresh weights. `capability`: of the GPU that trains, as in
-    `gpu_capability`.
+    `train`, `validation`: its data. `report`: what became of the rows of the data; None: they are not at hand, and `train` only
+    has as many tokens. `cost`: of its model. `starts_fresh`: whether that starts from fresh weights. `capability`: of the GPU
+    that trains, as in `gpu_capability`.
     """
 
     name: str
     recipe: Recipe
     stage: Stage
     plan: StagePlan
-    data: StageDataset
+    train: PackedDataset
+    validation: PackedDataset | None
+    report: DataReport | None
     cost: ModelCost
     starts_fresh: bool
     capability: tuple[int, int] | None
-
-    @property
-    def train(self) -> PackedDataset:
-        """The training data."""
-        return self.data.train
-
-    @property
-    def validation(self) -> PackedDataset | None:
-        """The validation data."""
-        return self.data.validation
 
     @property
     def width(self) -> int:
@@ -119,6 +112,12 @@ class PlannedStage:
         if written.tokens_per_step is not None:
             patch |= self.patch(batch__tokens_per_step=None)
         return patch if written.warmup is None else patch | self.patch(batch__warmup=None)
+
+    def of_steps(self, steps: int) -> dict[str, Any]:
+        """A patch of the duration with which the stage has so many steps, whose updates have as many rows as now."""
+        pinned = pinned_batch(self.written.batch, self.plan.effective_batch_rows)
+        sizes = {f"batch__{key}": value for key, value in pinned.items()}
+        return self.patch(duration=f"{steps} steps", **sizes)
 
     def mixes_labels(self, duration: str, rows: int) -> bool:
         """Whether all updates of so many rows read answers of both labels, as the plan asks; true where examples have none."""

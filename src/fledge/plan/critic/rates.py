@@ -71,8 +71,8 @@ def rate_too_small(planned: PlannedStage) -> Iterator[Finding]:
     elif reach * planned.width < MIN_REACH:
         wanted = float(f"{rate * 4 * MIN_REACH / (reach * planned.width):.1g}")
         limit = _largest_rate(planned)
-        duration = f"{round(4 * MIN_REACH / (reach * planned.width) * steps)} steps"
-        is_above = limit is not None and wanted > limit and planned.mixes_labels(duration, planned.plan.effective_batch_rows)
+        more, rows = round(4 * MIN_REACH / (reach * planned.width) * steps), planned.plan.effective_batch_rows
+        is_above = limit is not None and wanted > limit and planned.mixes_labels(f"{more} steps", rows)
         yield planned.finding(
             "optimizer.learning_rate",
             f"learning rate {rate:.3g} is too small for {counted(steps, 'update')}: a weight moves by "
@@ -80,7 +80,7 @@ def rate_too_small(planned: PlannedStage) -> Iterator[Finding]:
             f"set optimizer.learning_rate to about {wanted:.1g}, or train longer",
             sure="likely",
             evidence={"learning_rate": rate, "steps": steps, "summed_rates": reach, "width": planned.width},
-            patch=planned.patch(duration=duration) if is_above else _with_rate(planned, wanted),
+            patch=planned.of_steps(more) if is_above else _with_rate(planned, wanted),
         )
 
 
