@@ -2,7 +2,8 @@
 
 A point (`memory_points.py`) is a model, a batch and a way to compute; its peak is the highest resident size of a process that
 takes three updates with logged details. Points with equal settings but for the rows of a micro-batch are a family. Each is
-predicted twice: by the formula alone, and after one probe, which is the point of its family with the fewest rows.
+predicted twice: by the formula alone, and after one probe, which is the point of its family with the fewest rows. With
+`--again` each is measured a second time, and the first time is its probe: `fledge plan --probe` has the rows of the recipe.
 `worst_low` is how far the worst prediction lies below its measurement: a plan that is too low ends in a killed process, one
 that is too high wastes memory.
 
@@ -174,8 +175,8 @@ def after_probe(point: Point, probe: Point, measured: float) -> float:
 
 
 def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The measured points with `predicted` bytes by component, `error`, and `probed_error` where a probe has fewer rows; errors
-    are (predicted − measured) ÷ measured."""
+    """The measured points with `predicted` bytes by component, `error`, `probed_error` where a probe has fewer rows, and
+    `repeated_error` where they were measured again; errors are (predicted − measured) ÷ measured."""
     families: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         families.setdefault(Point(**result["point"]).family, []).append(result)
@@ -187,6 +188,8 @@ def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             point, values = Point(**member["point"]), predicted(Point(**member["point"]))
             entry = {**member, "held_out": point.is_held_out, "predicted": values}
             entry["error"] = values["total"] / member["peak"] - 1
+            if "again" in member:
+                entry["repeated_error"] = member["peak"] / member["again"] - 1
             if point.rows > first["point"]["rows"]:
                 corrected = after_probe(point, Point(**first["point"]), first["peak"])
                 entry["probed_error"] = corrected / member["peak"] - 1
@@ -218,7 +221,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "fitted": [result for result in results if not result["held_out"]],
         "held_out": [result for result in results if result["held_out"]],
     }
-    keys = {"formula": "error", "after_probe": "probed_error"}
+    keys = {"formula": "error", "after_probe": "probed_error", "after_probe_of_these_rows": "repeated_error"}
     return {name: {label: errors_of(group, key) for label, key in keys.items()} for name, group in groups.items()}
 
 
@@ -260,10 +263,10 @@ def plot(file: Path, results: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def measure_all(points: list[Point], folder: Path | None) -> list[dict[str, Any]]:
-    """The measurements of points, one process after another. With a folder each is kept in its measured.jsonl, and those that
-    are there already are not repeated."""
-    kept = None if folder is None else folder / "measured.jsonl"
+def measure_all(points: list[Point], folder: Path | None, name: str = "measured.jsonl") -> list[dict[str, Any]]:
+    """The measurements of points, one process after another. With a folder each is kept in its file of that name, and those
+    that are there already are not repeated."""
+    kept = None if folder is None else folder / name
     done = {}
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -288,14 +291,21 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="source", type=Path, help="predict the points of this points.jsonl, without measuring")
     parser.add_argument("--seed", type=int, default=20, help="draws the random families (default 20)")
+    parser.add_argument("--again", action="store_true", help="measure each point a second time (needs --out)")
     parser.add_argument("--one", help="measure one point, given as JSON, in this process")
     chosen = parser.parse_args()
     if chosen.one:
         return report(measure_here(Point(**json.loads(chosen.one))))
+    if chosen.again and chosen.out is None:
+        parser.error("--again needs --out")
     if chosen.source is not None:
         measured = [json.loads(line) for line in chosen.source.read_text().splitlines()]
     else:
-        measured = measure_all(quick_grid() if chosen.quick else grid(chosen.seed), chosen.out)
+        points = quick_grid() if chosen.quick else grid(chosen.seed)
+        measured = measure_all(points, chosen.out)
+        if chosen.again:
+            again = measure_all(points, chosen.out, "again.jsonl")
+            measured = [{**one, "again": other["peak"]} for one, other in zip(measured, again, strict=True)]
     results = with_predictions(measured)
     if chosen.out is not None:
         write_out(chosen.out, results)

@@ -72,7 +72,7 @@ def run_case(case: str, world: Path, folder: Path, minutes: float) -> dict[str, 
     draft = recipe_from_dict(recipe_of(case, world, folder, "4000 steps"))
     first = plan_recipe(draft, Console(quiet=True), folder, probe_steps=PROBE_STEPS)
     assert first.probe is not None
-    step = first.probe.stages["x"].median_step
+    step = first.probe.stages["x"].step
     steps = max(MIN_STEPS, round(60 * minutes / step))
     recipe = recipe_from_dict(recipe_of(case, world, folder, f"{steps} steps"))
     forecast = know_recipe(recipe, Console(quiet=True)).forecast(first.targets, probe=first.probe)

@@ -112,7 +112,9 @@ class Pipeline:
 
     def _run(self, resume: bool) -> Path:
         check_device(self.recipe.runtime)
-        self._check_parallelism()
+        check_sharding(self.recipe)
+        if self.recipe.runtime.parallelism == "fsdp" and not self.ranks.is_distributed:
+            self.console.log("note: runtime.parallelism fsdp has no effect: one process has nothing to divide", style="yellow")
         check_extras(self.recipe)
         tokenizer, prepared = self._begin(resume) if self.ranks.is_main_process else self._load_prepared()
         if self.ranks.is_main_process:
@@ -205,20 +207,6 @@ class Pipeline:
             show_finding(self.console, warning)
         return prepared
 
-    def _check_parallelism(self) -> None:
-        """Raise FledgeError for a stage that FSDP cannot shard."""
-        if self.recipe.runtime.parallelism != "fsdp":
-            return
-        if not self.ranks.is_distributed:
-            self.console.log("note: runtime.parallelism fsdp has no effect: one process has nothing to divide", style="yellow")
-        for name, stage in self.recipe.stages.items():
-            if stage.optimizer.name in NOT_SHARDED:
-                raise FledgeError(
-                    f"{NOT_SHARDED[stage.optimizer.name]} cannot be divided among processes",
-                    where=f"stages.{name}.optimizer.name",
-                    hint="set adamw or muon, whose state is divided, or runtime.parallelism to ddp",
-                )
-
     def _unfinished_stages(self) -> list[str]:
         return [name for name in self.recipe.stages if not self.history.is_finished(name)]
 
@@ -284,6 +272,19 @@ def prepare_stage(preparation: Preparation, name: str, tokenizer: Tokenizer, con
         for finding in error.others:
             show_finding(console, finding)
         raise
+
+
+def check_sharding(recipe: Recipe) -> None:
+    """Raise FledgeError for a stage that FSDP cannot divide, if the recipe asks for it."""
+    if recipe.runtime.parallelism != "fsdp":
+        return
+    for name, stage in recipe.stages.items():
+        if stage.optimizer.name in NOT_SHARDED:
+            raise FledgeError(
+                f"{NOT_SHARDED[stage.optimizer.name]} cannot be divided among processes",
+                where=f"stages.{name}.optimizer.name",
+                hint="set adamw or muon, whose state is divided, or runtime.parallelism to ddp",
+            )
 
 
 def check_extras(recipe: Recipe) -> None:

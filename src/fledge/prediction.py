@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fledge.autotune.compute_config import ComputeConfig
+from fledge.autotune.compute_config import ComputeConfig, chosen_device, known_precision
 from fledge.autotune.search import is_too_busy, machine_load
 from fledge.data import PackedDataset
 from fledge.distributed.context import DistributedContext
@@ -65,7 +65,7 @@ def stage_inputs(
 
 
 def trained_parameters(stage: Stage, cost: ModelCost, train: PackedDataset) -> int:
-    """The parameters that get a gradient: all, or at most those of the adapter."""
+    """The parameters that get a gradient: all, or those of the adapter (the most that it can have, where sizes do not tell)."""
     adapter = memory_inputs(stage, cost, train, "cpu").adapter
     return cost.parameters().total if adapter is None else adapter
 
@@ -86,6 +86,16 @@ def usual_time(inputs: StageInputs, speed: UsualSpeed, precision: str) -> StageT
     several = f"as {speed.count} stages before it on this machine"
     basis = "as the stage before it on this machine" if speed.count == 1 else several
     return measured_time(training, evaluating, speed.spread, basis)
+
+
+def expected_seconds(inputs: StageInputs, flops: float) -> float:
+    """Seconds of a stage on this machine, its start not counted: at the speed of earlier ones like it; else from matrix
+    products, the fastest of which has `flops` FLOP/s."""
+    device, precision = chosen_device(inputs.runtime), known_precision(inputs.runtime) or "fp32"
+    speed = usual_speed_of(inputs, device, precision)
+    if speed is None:
+        return estimated_time(inputs, Hardware(flops=flops), precision, basis="").total.middle
+    return usual_time(inputs, speed, precision).total.middle
 
 
 def predict(inputs: StageInputs, compute: ComputeConfig, ranks: DistributedContext) -> Prediction | None:

@@ -27,6 +27,7 @@ from fledge.recipe.initial_weights import first_initial_weights
 from fledge.recipe.schema import BatchConfig
 from fledge.recipe.sections.policy import PolicySettings
 from fledge.run.directory import RunDirectory, check_layout
+from fledge.run.environment import world_size
 from fledge.run.file_shapes import RecordedPlan
 from fledge.run.text_files import read_json
 from fledge.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -370,19 +371,15 @@ class Preparation:
             if not batch.merge_micro_batches or batch.gradient_accumulation_steps == 1:
                 return batch, notes
         from fledge.autotune.compute_config import chosen_device  # they load torch
-        from fledge.plan.memory import auto_micro_batch, divided_batch, memory_inputs, merged_micro_batch
+        from fledge.plan.memory import batch_for_memory, divided_batch, memory_inputs
 
         if not self.for_this_machine:
             return divided_batch(batch, data.train.packed_length), notes
-        inputs = memory_inputs(stage, cost, data.train, chosen_device(self.recipe.runtime), judges)
-        try:
-            batch, chosen = auto_micro_batch(batch, inputs, self.recipe.runtime)
-        except FledgeError:
-            if self.must_fit:
-                raise
-            return divided_batch(batch, data.train.packed_length), notes
-        batch, merged = merged_micro_batch(batch, inputs, self.recipe.runtime)
-        return batch, [*notes, *chosen, *merged]
+        runtime = self.recipe.runtime
+        inputs = memory_inputs(stage, cost, data.train, chosen_device(runtime), judges, ranks=world_size(),
+                               sharded=runtime.parallelism == "fsdp")  # fmt: skip
+        batch, chosen = batch_for_memory(batch, inputs, runtime, must_fit=self.must_fit)
+        return batch, [*notes, *chosen]
 
     def _with_capped_batch(self, stage: Stage, data: StageDataset, recorded: dict[str, Any]) -> Stage:
         """The stage with the micro-batch that it began with, where the recipe's was `auto` or could not be filled."""

@@ -61,5 +61,6 @@ def test_the_time_of_an_update_has_its_share_of_the_drawing_in_it() -> None:
     drawing = [30.0, 2.0, 2.0, 2.0] + [10.0, 1.0, 1.0, 1.0] * 4  # the first rollout is warm-up
     assert seconds_of_update(drawing, 4) == pytest.approx(13 / 4)
     assert seconds_of_update(drawing[:-1], 4) == pytest.approx(13 / 4)  # half of a rollout is left out
-    assert seconds_of_update([9.0, 9.0, 9.0, 1.0, 2.0, 8.0], 1) == 2.0  # else the median behind the warm steps
+    delayed = [9.0, 9.0, 9.0, 1.0, 2.0, 8.0]  # else the mean behind the warm steps, in which the last one counts 4
+    assert seconds_of_update(delayed, 1) == pytest.approx(7 / 3)
     assert seconds_of_update([9.0] * 4 + [4.0, 2.0, 6.0, 2.0], 2) == pytest.approx(3.5)

@@ -20,13 +20,14 @@ from fledge.model.adapters import (
     merge_adapter,
     trained_parameters,
 )
-from fledge.model.loading import load_model
+from fledge.model.loading import describe_model, load_model
 from fledge.model.protocol import Adapter, LanguageModel
 from fledge.model.weight_files import weights_hash
 from fledge.optim.build import build_optimizers
 from fledge.recipe.schema import AdapterConfig, OptimizerConfig
 from tests.support.adapters import adapted_model, scatter
 from tests.support.decoders import make_decoder, random_tokens
+from tests.support.encoder_decoders import write_encoder_decoder
 from tests.support.transformers_models import write_model
 
 peft = pytest.importorskip("peft")
@@ -296,3 +297,10 @@ def test_the_planner_counts_the_parameters_of_an_adapter_on_all_layers() -> None
     assert model.cost.adapter_parameters(3) == trained_parameters(model)[0]
     weights = 4 * model.cost.parameters().total
     assert model.cost.state_bytes("muon", 1000) == weights + 16 * 1000 < model.cost.state_bytes("muon")
+
+
+def test_the_planner_counts_an_adapter_on_both_stacks_of_an_encoder_decoder(tmp_path: Path) -> None:
+    write_encoder_decoder(tmp_path / "t5")
+    cost, model = describe_model(tmp_path / "t5").cost, load_model(tmp_path / "t5")
+    attach_adapter(model, Adapter(AdapterConfig(r=3), None, None), 0)
+    assert cost.adapter_parameters(3) == trained_parameters(model)[0]

@@ -103,6 +103,12 @@ def test_adapters_train_their_own_weights_and_quantized_matrices_take_half_a_byt
     assert lora.weights - rounded.weights == 2 * matrices
 
 
+def test_answers_that_are_drawn_make_several_micro_batches() -> None:
+    alone = moments_of_step(_inputs(accumulates=False), _runtime(), 4)["forward"]
+    drawn = moments_of_step(_inputs(accumulates=False, answers_per_row=8), _runtime(), 4)["forward"]
+    assert alone.gradients == 0 and drawn.gradients == 4 * TOTAL
+
+
 def test_fsdp_divides_the_states_and_ddp_adds_the_copies_that_are_exchanged() -> None:
     alone = moments_of_step(_inputs(), _runtime(), 4)["gradients"]
     ddp = moments_of_step(_inputs(ranks=4), _runtime(), 4)["gradients"]
@@ -111,6 +117,10 @@ def test_fsdp_divides_the_states_and_ddp_adds_the_copies_that_are_exchanged() ->
     assert fsdp.optimizer_state == 2 * TOTAL and fsdp.gradients == TOTAL
     blocks = (TOTAL - COST.table_parameters) / 4
     assert fsdp.weights == TOTAL + 4 * (COST.table_parameters + 2 * blocks)  # gathered: embedding, and two blocks
+
+    stage = memory_of_stage(_inputs(ranks=4, sharded=True), _runtime(), 4)
+    assert stage["start"].allocated == 4 * TOTAL  # each rank has the whole model before it is divided
+    assert "start" not in memory_of_stage(_inputs(ranks=4), _runtime(), 4)
 
 
 def test_kernels_of_low_precision_are_kept_for_every_shape_that_rows_can_have() -> None:

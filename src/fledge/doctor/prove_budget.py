@@ -7,7 +7,7 @@ from fledge.autotune.benchmark import fastest_product
 from fledge.autotune.compute_config import chosen_device, known_precision
 from fledge.doctor.prove_recipes import FEWEST_STEPS, Length, ProofRecipes
 from fledge.errors import FledgeError
-from fledge.plan.estimate import training_seconds
+from fledge.prediction import expected_seconds, stage_inputs
 from fledge.prepare import Preparation, PreparedStage
 from fledge.recipe import Recipe
 from fledge.run import StageDirectory
@@ -33,16 +33,15 @@ def seconds_per_token(directory: StageDirectory) -> float | None:
 
 
 def whole_seconds(recipes: ProofRecipes, recipe: Recipe, prepared: PreparedStage) -> tuple[float, str]:
-    """The seconds of training of a whole stage, and what they rest on: the speed of the run, else the machine's fastest matrix
-    product."""
+    """The seconds of training of a whole stage, and what they rest on: the speed of the run, else that of earlier stages like
+    it or of matrix products."""
     measured = seconds_per_token(recipes.run.stage(recipes.stage))
     if measured is not None:
         return measured * prepared.plan.tokens, "the speed of the run itself"
     preparation = Preparation(recipe, silent)
     cost = preparation.model_cost(recipes.stage, preparation.tokenizer())
     flops = fastest_product(chosen_device(recipe.runtime), known_precision(recipe.runtime))
-    seconds = training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
-    return seconds, "the fastest matrix product of this machine"
+    return expected_seconds(stage_inputs(prepared, cost, recipe.runtime), flops), "the speed of this machine"
 
 
 def least_share(variants: Sequence[PreparedStage]) -> float:

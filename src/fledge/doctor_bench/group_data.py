@@ -116,8 +116,9 @@ def instruction_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]
 
 
 def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
-    """Web pages and Tang poems, questions and answers of ChatLM, and pairs of an answer and that answer broken off. (Pairs with
-    the answer to another question teach a model of this size nothing: every answer is chosen once and rejected once.)"""
+    """Web pages and Tang poems, questions and answers of ChatLM, and pairs of an answer and a worse form of it, shorter and
+    longer in turn. (Pairs with the answer to another question teach a model of this size nothing: each is chosen once and
+    rejected once.)"""
     import pyarrow.parquet
 
     data = real_data()
@@ -127,7 +128,7 @@ def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
     names = ("my_train_dataset_3k", "my_test_dataset_2k", "my_valid_dataset_1k")
     rows = [row for name in names for row in pyarrow.parquet.read_table(data / "chatlm" / f"{name}.parquet").to_pylist()]
     half = len(rows) // 2
-    pairs = [broken_off(row["prompt"], row["response"]) for row in rows[:half]]
+    pairs = [with_a_worse_one(row["prompt"], row["response"], number % 2 == 0) for number, row in enumerate(rows[:half])]
     questions = [conversation(row["prompt"], row["response"]) for row in rows[half:]]
     return _tables(seed, languages, texts + _poems(data, "poet.tang.1000"), questions, pairs)
 
@@ -173,13 +174,15 @@ def pair(question: str, chosen: str, rejected: str) -> Row | None:
     return {"messages": [{"role": "user", "content": asked}], "chosen": good, "rejected": bad}
 
 
-def broken_off(question: str, answer: str) -> Row | None:
-    """A question with an answer, and the first half of that answer as the rejected one; None where they do not fit."""
-    row = conversation(question, answer)
-    if row is None or len(row["messages"][1]["content"]) < SHORTEST_BROKEN:
+def with_a_worse_one(question: str, answer: str, is_longer: bool) -> Row | None:
+    """A question with an answer, and as the rejected one that answer broken off in the middle or, if it is to be longer, with
+    its first half said again; None where they do not fit."""
+    asked, good = fitting(question, 0.4), fitting(answer, 0.4)
+    if asked != question.strip() or len(good) < SHORTEST_BROKEN:
         return None
-    good = row["messages"][1]["content"]
-    return {"messages": row["messages"][:1], "chosen": good, "rejected": good[: len(good) // 2].rstrip()}
+    half = good[: len(good) // 2].rstrip()
+    bad = f"{good} {half}" if is_longer else half
+    return {"messages": [{"role": "user", "content": asked}], "chosen": good, "rejected": bad}
 
 
 SOURCES: dict[str, Callable[[int, str, Path], dict[str, Rows]]] = {

@@ -14,14 +14,14 @@ MIDDLE: dict[str, Any] = {**DECODER, "hidden_size": 64, "num_hidden_layers": 2, 
 class Group:
     """Runs with one model size on one set of data.
 
-    `part`: `quick`, a look whether everything works; `dev`, whose results thresholds are tuned on; `held-out`, `second` and
-    `third`, for later readings, each with frozen thresholds. `source`: a key of `group_data.SOURCES`; `data_seed`,
+    `part`: `quick`, a look whether everything works; `dev`, whose results thresholds are tuned on; `held-out`, `second`,
+    `third` and `fourth`, for later readings, each with frozen thresholds. `source`: a key of `group_data.SOURCES`; `data_seed`,
     `languages`: of its rows. `shapes`: names of the shapes of stages. `steps`: updates of healthy runs, where they are not
     those of the shape. `start_steps`: updates of start models, by name.
     """
 
     name: str
-    part: Literal["quick", "dev", "held-out", "second", "third"]
+    part: Literal["quick", "dev", "held-out", "second", "third", "fourth"]
     model: Mapping[str, Any]
     shapes: tuple[str, ...]
     source: str = "world"
@@ -39,6 +39,7 @@ REAL_STEPS = {"pretrain": 500, "sft": 100}  # real text is learned more slowly
 DECODER_SHAPES = ("pretrain", "moe", "sft", "lora", "dpo", "grpo")
 DEEPER: dict[str, Any] = {**DECODER, "hidden_size": 80, "num_hidden_layers": 4, "intermediate_size": 208}
 WIDER: dict[str, Any] = {**DECODER, "hidden_size": 112, "num_hidden_layers": 2, "intermediate_size": 304}
+NARROW: dict[str, Any] = {**DECODER, "hidden_size": 56, "num_hidden_layers": 3, "intermediate_size": 152}
 TINY: dict[str, Any] = {**DECODER, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
 GROUPS: dict[str, Group] = {
     one.name: one
@@ -92,7 +93,20 @@ GROUPS: dict[str, Group] = {
         ),
         Group(name="language-3", part="third", model=MIDDLE, shapes=ONE_LANGUAGE, data_seed=33, languages="zh"),
         Group(name="stages-4", part="third", model=SMALL, shapes=OTHER_STAGES, data_seed=34),
+        Group(name="size-4", part="fourth", model=NARROW, shapes=DECODER_SHAPES, data_seed=41),
+        Group(
+            name="data-4",
+            part="fourth",
+            model=DEEPER,
+            shapes=REAL_SHAPES,
+            source="questions",
+            data_seed=42,
+            vocab_size=REAL_VOCABULARY,
+            steps=REAL_STEPS,
+        ),
+        Group(name="language-4", part="fourth", model=MIDDLE, shapes=ONE_LANGUAGE, data_seed=43, languages="en"),
+        Group(name="stages-5", part="fourth", model=WIDER, shapes=OTHER_STAGES, data_seed=44),
     )
 }
-PARTS, TUNED_ON = ("dev", "held-out", "second", "third"), ("quick", "dev")
+PARTS, TUNED_ON = ("dev", "held-out", "second", "third", "fourth"), ("quick", "dev")
 QUICK = "quick"

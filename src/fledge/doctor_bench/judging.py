@@ -133,9 +133,9 @@ def _last_step(log: TrainingLog) -> int:
 
 
 def _prefix(log: TrainingLog, step: int) -> TrainingLog:
-    """The log as it was after a step; −1: before the first one."""
+    """The log as it was after a step, with the message of a run that had ended by then; −1: before the first one."""
     series = {name: one.between(float("-inf"), step) for name, one in log.series.items()}
-    events = tuple(event for event in log.events if float(event.get("step") or 0) <= step and event.get("kind") != "crash")
+    events = tuple(event for event in log.events if float(event.get("step") or 0) <= step)
     return replace(log, series={name: one for name, one in series.items() if len(one)}, events=events, ended=False)
 
 

@@ -11,7 +11,7 @@ from fledge.forecast.probe import probe_recipe
 from fledge.forecast.target import target_of, this_machine
 from fledge.forecast.text import lines_of
 from fledge.localization import localized
-from fledge.pipeline import check_extras
+from fledge.pipeline import check_extras, check_sharding
 from fledge.recipe import Recipe, to_yaml
 from fledge.run import Console
 
@@ -37,6 +37,7 @@ def plan_recipe(
     if here or probe_steps is not None:
         check_device(recipe.runtime)
         targets.insert(0, this_machine(recipe.runtime))
+    check_sharding(recipe)
     check_extras(recipe)
     if amounts is None:
         check_files(recipe)

@@ -22,17 +22,18 @@ from fledge.run.events import read_events
 
 MIN_STEPS = 8
 WARM_STEPS = 3  # of a probe, that are not counted: caches, allocator, threads
+SLOWEST = 2.0  # times the median: more, of a single update of a probe, says nothing of the next ones
 LAST_LINES = 15  # of the probe's messages, shown where it fails
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedStage:
-    """The figures of a probed stage, in seconds. `median_step`: an update. `evaluation` and `saving`: one of each. `around`:
+    """The figures of a probed stage, in seconds. `step`: an update. `evaluation` and `saving`: one of each. `around`:
     before the first and after the last step: loading, reading compiled code, the evaluations before and after the stage.
     `peak_memory`: bytes, None where an earlier stage needed as much."""
 
     steps: int
-    median_step: float
+    step: float
     evaluation: float
     saving: float
     around: float
@@ -130,10 +131,13 @@ def _first_counted(per_rollout: int) -> int:
 
 
 def seconds_of_update(seconds: Sequence[float], per_rollout: int) -> float:
-    """Seconds of an update, from those of all updates of a probe: the median of those that are counted. Where a rollout serves
-    several updates, only the first of them draws answers: the median of the means over whole rollouts."""
+    """Seconds of an update, from those of all updates of a probe: the mean of those that are counted, of which none counts
+    more than SLOWEST times the median. (Over a whole run the mean is 3 % above the median: some updates are delayed.) Where
+    a rollout serves several updates, only the first of them draws answers: the mean over whole rollouts."""
     firsts = range(_first_counted(per_rollout), len(seconds) - per_rollout + 1, per_rollout)
-    return median(fmean(seconds[first : first + per_rollout]) for first in firsts)
+    means = [fmean(seconds[first : first + per_rollout]) for first in firsts]
+    slowest = SLOWEST * median(means)
+    return fmean(min(one, slowest) for one in means)
 
 
 def _read_probe(run: RunDirectory, shortened_stages: Mapping[str, Stage]) -> Probe:
@@ -159,7 +163,7 @@ def _seconds_before(event: dict[str, Any]) -> float:
 def _probed(systems: list[dict[str, Any]], result: dict[str, Any], update: float, peak: int | None) -> ProbedStage:
     return ProbedStage(
         steps=len(systems),
-        median_step=update,
+        step=update,
         evaluation=max(phase_seconds(event, "evaluate") for event in systems),
         saving=max(phase_seconds(event, "save") for event in systems),
         around=max(0.0, result["wall_seconds"] - result["seconds"]),
@@ -169,6 +173,4 @@ def _probed(systems: list[dict[str, Any]], result: dict[str, Any], update: float
 
 def probed_seconds(probed: ProbedStage, *, micro_batches: float, updates: int, evaluations: int, saves: int) -> float:
     """Seconds of a whole stage from its probe. `micro_batches`: mean number in an update ÷ number in a full one."""
-    return (
-        probed.around + updates * micro_batches * probed.median_step + evaluations * probed.evaluation + saves * probed.saving
-    )
+    return probed.around + updates * micro_batches * probed.step + evaluations * probed.evaluation + saves * probed.saving

@@ -119,7 +119,9 @@ def forward_signals() -> Iterator[list[int]]:
 
 def is_worker_process() -> bool:
     """Whether this process is one of several that were started together, here or by torchrun."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    from fledge.run.environment import world_size
+
+    return world_size() > 1
 
 
 def run_worker_and_exit(work: Callable[[Callable[[str], None]], int]) -> NoReturn:

@@ -9,11 +9,13 @@ from fledge.recipe.sections.adapter import ALL_LINEAR, PREFIX
 @dataclass(frozen=True)
 class Parameters:
     """Numbers of parameters. `total`: all. `active`: the parameters that one token passes through. `matmul`: the active
-    parameters in matrix products (with the head, without the lookup of the embedding)."""
+    parameters in matrix products (with the head, without the lookup of the embedding). `sides`: rows and columns of all
+    matrices that an adapter can be on, added: the parameters of one rank. None: a native decoder's sizes tell."""
 
     total: int
     active: int
     matmul: int
+    sides: int | None = None
 
 
 def embedding_parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -> int:
@@ -87,9 +89,10 @@ class ModelCost:
         other = replace(self, vocab_size=vocab_size)
         rows = other.table_parameters - self.table_parameters
         head = other.head_parameters - self.head_parameters
-        counts = self.counts and Parameters(
-            total=self.counts.total + rows, active=self.counts.active + rows, matmul=self.counts.matmul + head
-        )
+        counts = self.counts and replace(
+            self.counts,
+            total=self.counts.total + rows, active=self.counts.active + rows, matmul=self.counts.matmul + head,
+        )  # fmt: skip
         return replace(other, counts=counts)
 
     def of_reward_model(self) -> "ModelCost":
@@ -138,7 +141,10 @@ class ModelCost:
         return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_size * size * tokens
 
     def adapter_parameters(self, rank: int) -> int:
-        """Parameters of low-rank adapters of this rank on all linear layers of dense blocks: the most that an adapter has."""
+        """Parameters of low-rank adapters of this rank on all linear layers of the blocks, counted as those of dense blocks:
+        the most that an adapter has."""
+        if self.counts is not None and self.counts.sides is not None:
+            return rank * self.counts.sides
         return self.config.num_hidden_layers * rank * sum(map(sum, self._linear_layers().values()))
 
     def trained_by(self, adapter: AdapterConfig) -> int | None:

@@ -21,7 +21,7 @@ from fledge.model.cost import ModelCost, Parameters, checkpointed_layers
 from fledge.model.huggingface_prefix import check_attention_spans, check_prefix, new_cache, prefixed_mask
 from fledge.model.moe import RouterStats
 from fledge.model.prefix import Prefix
-from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, eval_mode, grown_table
+from fledge.model.protocol import ADAPTER_TENSORS, LanguageModel, ParameterRole, eval_mode, grown_table, matrix_layers
 from fledge.model.segments import SegmentStarts
 from fledge.model.weights import verify_tensors
 from fledge.recipe.schema import ModelConfig
@@ -384,10 +384,10 @@ def count_parameters(model: TransformersModel) -> Parameters:
     for name, parameter in model.named_parameters():
         count, role = parameter.numel(), model.parameter_role(name)
         used = round(count * share) if parameter.dim() == 3 and parameter.shape[0] == experts else count
-        is_head = parameter is model.lm_head_weight
         total, active = total + count, active + used
-        matmul += used if is_head or role in ("gate", "matrix") else 0
-    return Parameters(total=total, active=active, matmul=matmul)
+        matmul += used if parameter is model.lm_head_weight or role in ("gate", "matrix") else 0
+    sides = sum(sum(layer.weight.shape) for layer in matrix_layers(model).values())
+    return Parameters(total=total, active=active, matmul=matmul, sides=sides)
 
 
 def document_positions(tokens: Tensor, documents: Tensor | None) -> Tensor:

@@ -28,6 +28,7 @@ __all__ = [
     "Memory",
     "MemoryInputs",
     "auto_micro_batch",
+    "batch_for_memory",
     "budget",
     "divided_batch",
     "estimate",
@@ -77,6 +78,7 @@ def memory_inputs(
         document_lengths=len(np.unique(train.epoch(0)[0].length)),
         partial=train.num_target_tokens < train.num_tokens,
         accumulates=batch.tokens_per_step is not None or batch.gradient_accumulation_steps > 1,
+        answers_per_row=stage.answers_per_example,
         averaged=stage.ema.decay is not None,
         adapter_copies=int(keeps_adapter),
         second_gradient=stage.measures_disentanglement,
@@ -173,6 +175,21 @@ def merged_micro_batch(batch: BatchConfig, inputs: MemoryInputs, runtime: Runtim
     left = micro * count // merged
     note = f"micro-batches of {merged} rows instead of {micro}, {left} per step: {_why(merged, micro * count, inputs, runtime)}"
     return batch.model_copy(update={"micro_batch_size": merged, "gradient_accumulation_steps": left}), [note]
+
+
+def batch_for_memory(
+    batch: BatchConfig, inputs: MemoryInputs, runtime: RuntimeConfig, *, must_fit: bool
+) -> tuple[BatchConfig, list[str]]:
+    """The batch with numbers in place of `auto`, and larger micro-batches where they may be merged, as the free memory allows;
+    and notes that explain it. Where not even one row fits: FledgeError if it `must_fit`, else micro-batches of one row."""
+    try:
+        batch, chosen = auto_micro_batch(batch, inputs, runtime)
+    except FledgeError:
+        if must_fit:
+            raise
+        return divided_batch(batch, inputs.row_length), []
+    batch, merged = merged_micro_batch(batch, inputs, runtime)
+    return batch, [*chosen, *merged]
 
 
 def is_micro_batch_open(batch: BatchConfig, model: ModelConfig, device: str) -> bool:

@@ -52,6 +52,7 @@ class MemoryInputs:
     partial: bool = False  # not every position is a target, so that their number differs from batch to batch
     updates: int | None = None  # None: many
     accumulates: bool = True  # an update has several micro-batches, so that gradients of earlier ones are held
+    answers_per_row: int = 1  # drawn for each row: several micro-batches of answers
     averaged: bool = False  # an EMA of the trained weights
     adapter_copies: int = 0  # of an adapter's weights: where the reference is the base with the adapter of the start
     second_gradient: bool = False  # evaluations compare two gradients
@@ -138,6 +139,11 @@ class _Step:
         return self.inputs.cost.parameters().total if adapter is None else adapter
 
     @property
+    def accumulates(self) -> bool:
+        """Whether gradients of earlier micro-batches are held."""
+        return self.inputs.accumulates or self.inputs.answers_per_row > 1
+
+    @property
     def share(self) -> float:
         """What one rank holds of the states."""
         return 1 / self.inputs.ranks if self.inputs.sharded else 1.0
@@ -215,7 +221,7 @@ class _Step:
 
     def held_gradients(self) -> float:
         """Gradients of the micro-batches before."""
-        if not self.inputs.accumulates:
+        if not self.accumulates:
             return 0.0
         return 4.0 * self.trained * self.share + self.gathered
 
@@ -305,7 +311,7 @@ def _gradients(step: _Step) -> Memory:
     """The end of the backward pass: all gradients; a tied matrix has two until they are added, and ranks exchange copies."""
     inputs, cost = step.inputs, step.inputs.cost
     tables = 0.0 if inputs.adapter is not None else 4.0 * cost.head_parameters
-    waiting = tables * (cost.config.tie_word_embeddings + inputs.accumulates)
+    waiting = tables * (cost.config.tie_word_embeddings + step.accumulates)
     copies = 4.0 * step.trained if inputs.ranks > 1 and not inputs.sharded else 0.0
     gradients = 4.0 * step.trained * step.share + step.gathered + copies
     return replace(step.states(), gradients=gradients, head=waiting)
@@ -349,9 +355,14 @@ def _saving(step: _Step) -> Memory:
     return replace(training, copies=training.copies + weights + averages + states.optimizer_state)
 
 
+def _start(step: _Step) -> Memory:
+    """Before FSDP divides the model, each rank has it whole on its device; so it has for prompt tests and the next stage."""
+    return Memory(weights=4.0 * step.inputs.cost.parameters().total, reserve=step.reserve())
+
+
 Moment = Callable[[_Step], Memory]
 OF_STEP: dict[str, Moment] = {"forward": _forward, "backward": _backward, "gradients": _gradients, "update": _update}
-OF_STAGE: dict[str, Moment] = {"evaluation": _evaluation, "saving": _saving, "reference": _reference}
+OF_STAGE: dict[str, Moment] = {"evaluation": _evaluation, "saving": _saving, "reference": _reference, "start": _start}
 
 
 def moments_of_step(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> dict[str, Memory]:
@@ -368,11 +379,12 @@ def memory_of_step(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> M
 
 
 def memory_of_stage(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> dict[str, Memory]:
-    """The memory of a stage in a training step (its worst moment), in an evaluation, while a checkpoint is written, and while
-    the reference's log-probabilities are computed (where the stage does so before it begins)."""
+    """The memory of a stage in a training step (its worst moment), in an evaluation, while a checkpoint is written, while the
+    reference's log-probabilities are computed (where the stage does so before it begins), and before the model is divided
+    among ranks (where it is)."""
     step = _Step(inputs, runtime, rows)
-    names = [name for name in OF_STAGE if name != "reference" or inputs.precomputes_reference]
-    others = {name: OF_STAGE[name](step) for name in names}
+    occurs = {"reference": inputs.precomputes_reference, "start": inputs.sharded}
+    others = {name: moment(step) for name, moment in OF_STAGE.items() if occurs.get(name, True)}
     worst = {name: memory if name == "saving" else step.with_allocator(memory) for name, memory in others.items()}
     return {"training step": memory_of_step(inputs, runtime, rows), **worst}
 

@@ -44,6 +44,11 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def world_size() -> int:
+    """The number of processes that train together on all machines, as torchrun sets it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

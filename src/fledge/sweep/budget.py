@@ -7,13 +7,14 @@ from typing import Any
 from fledge.autotune.benchmark import fastest_product
 from fledge.autotune.compute_config import chosen_device, known_precision
 from fledge.errors import FledgeError
-from fledge.plan.estimate import minutes_text, training_seconds
+from fledge.plan.estimate import minutes_text
+from fledge.prediction import expected_seconds, stage_inputs
 from fledge.prepare import Preparation
 from fledge.recipe import Recipe
 from fledge.run.console import silent
 from fledge.sweep.recipes import TrialRecipes
 
-START_SECONDS = 8.0  # of a run besides training: libraries, evaluations, report; measured 5 to 9 s on two cores
+START_SECONDS = 8.0  # of a run besides training: libraries, documents, report; measured 5 to 9 s on two cores
 PLANNED = 8  # proposals whose time is averaged
 DEFAULT_TRIALS = 20
 
@@ -66,7 +67,7 @@ def _seconds(recipe: Recipe, stages: Sequence[str], flops: float) -> float:
         if name == measured and prepared.data.validation is None:
             raise FledgeError("trials are compared on validation data, and this stage has none",
                               where=f"stages.{name}.data.validation", hint="write a share, such as 5%, or files")  # fmt: skip
-        total += training_seconds(prepared.stage, cost, prepared.plan.context, prepared.plan.tokens, flops)
+        total += expected_seconds(stage_inputs(prepared, cost, recipe.runtime), flops)
     return total
 
 
