@@ -10,12 +10,12 @@ from fledge.recipe.sections.adapter import ALL_LINEAR, PREFIX
 class Parameters:
     """Numbers of parameters. `total`: all. `active`: the parameters that one token passes through. `matmul`: the active
     parameters in matrix products (with the head, without the lookup of the embedding). `sides`: rows and columns of all
-    matrices that an adapter can be on, added: the parameters of one rank. None: a native decoder's sizes tell."""
+    matrices that an adapter can be on, added: the parameters of a rank (of experts, those of one dense block)."""
 
     total: int
     active: int
     matmul: int
-    sides: int | None = None
+    sides: int
 
 
 def embedding_parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -> int:
@@ -24,6 +24,20 @@ def embedding_parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool
     if not has_lm_head:
         return (vocab_size + 1) * config.hidden_size
     return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+
+
+def linear_layers(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of the linear layers of a dense block of a native decoder, by name."""
+    width, queries, keys = config.hidden_size, config.attention_size, config.head_size * config.num_key_value_heads
+    return {
+        "q_proj": (width, queries),
+        "k_proj": (width, keys),
+        "v_proj": (width, keys),
+        "o_proj": (queries, width),
+        "gate_proj": (width, config.intermediate_size),
+        "up_proj": (width, config.intermediate_size),
+        "down_proj": (config.intermediate_size, width),
+    }
 
 
 def parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -> Parameters:
@@ -48,6 +62,7 @@ def parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -
         total=rest + layers * all_experts,
         active=rest + layers * active_experts,
         matmul=head_rows * width + layers * (attention + active_experts),
+        sides=layers * sum(map(sum, linear_layers(config).values())),
     )
 
 
@@ -143,16 +158,14 @@ class ModelCost:
     def adapter_parameters(self, rank: int) -> int:
         """Parameters of low-rank adapters of this rank on all linear layers of the blocks, counted as those of dense blocks:
         the most that an adapter has."""
-        if self.counts is not None and self.counts.sides is not None:
-            return rank * self.counts.sides
-        return self.config.num_hidden_layers * rank * sum(map(sum, self._linear_layers().values()))
+        return rank * self.parameters().sides
 
     def trained_by(self, adapter: AdapterConfig) -> int | None:
         """Parameters that a stage with this adapter trains. None where the sizes do not tell: for another model than a dense
         native decoder, a regular expression, names of single layers, other ranks, and modules that are trained whole."""
         if adapter.peft_type == PREFIX:
             return self.kv_bytes(adapter.num_virtual_tokens, size=1)
-        layers = self._linear_layers()
+        layers = linear_layers(self.config)
         names = list(layers) if adapter.target_modules == ALL_LINEAR else adapter.target_modules
         if self.counts is not None or self.config.moe is not None or adapter.rank_pattern or adapter.modules_to_save:
             return None
@@ -161,20 +174,6 @@ class ModelCost:
         score = 0 if self.has_lm_head else self.head_parameters
         of_layer = sum(adapter.r * sum(layers[name]) + adapter.use_dora * layers[name][1] for name in set(names))
         return self.config.num_hidden_layers * of_layer + score
-
-    def _linear_layers(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of the linear layers of a dense block of a native decoder, by name."""
-        config = self.config
-        width, queries, keys = config.hidden_size, config.attention_size, config.head_size * config.num_key_value_heads
-        return {
-            "q_proj": (width, queries),
-            "k_proj": (width, keys),
-            "v_proj": (width, keys),
-            "o_proj": (queries, width),
-            "gate_proj": (width, config.intermediate_size),
-            "up_proj": (width, config.intermediate_size),
-            "down_proj": (config.intermediate_size, width),
-        }
 
     def optimizer_bytes(self, optimizer: str, adapter: int | None = None) -> float:
         """Bytes of the optimizer's state. Only the matrices of the blocks have Muon's momentum or 8-bit moments; embedding and
