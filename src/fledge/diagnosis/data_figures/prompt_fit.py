@@ -19,6 +19,7 @@ FEWEST_PLAIN = 40  # answers that belong plainly, likewise
 COMMON = 0.2  # share of the examples from which on a feature tells nothing
 MOST_QUESTIONS = 2000  # among which the one that an answer belongs to is looked for
 LEAST_COVERED = 0.25  # share of the examples that must be among them
+CONTAINED = 0.8  # of the features of a question: more, in another one, and that is the same conversation
 MARGIN = 0.1  # by which an answer fits one prompt better than all others
 
 
@@ -58,8 +59,9 @@ def _gain(number: int, asked: list[set[int]], said: list[set[int]], weight: dict
 
 def misplaced_answers(read: ReadSequences, answers: Answers, examples: int) -> dict[str, Figure]:
     """`data/answers_misplaced`: of the last answers that plainly belong to one question of the data, the share that stands with
-    another one. `examples`: of the whole data, of which `read` may hold a part; as much more often an answer's question is
-    elsewhere.
+    another one. `examples`: of the whole data, of which `read` may hold a part: an answer whose question is not read does not
+    count, so that the share is rather too low. A question that contains the answer's own one, as where each turn of a
+    conversation is an example with all turns before it, is no other one.
 
     An answer and a question fit by the tokens and pairs of neighbouring tokens that they share, as the cosine of their vectors
     weighted by rarity. An answer belongs plainly to a question where each fits the other by `MARGIN` better than all others do.
@@ -67,7 +69,7 @@ def misplaced_answers(read: ReadSequences, answers: Answers, examples: int) -> d
     42 to 53 and 95 to 100 %; on conversations made from templates 5 to 13 % without any mixing, and 30 to 40 % with 30. Nothing
     where few answers belong plainly, or where `read` holds a small part of the examples.
     """
-    last = np.flatnonzero(answers.is_last)
+    last = np.flatnonzero(answers.is_last & read.is_main[answers.sequence])
     last = last[spread_places(len(last), MOST_QUESTIONS)]
     covered = len(last) / max(1, examples)
     if len(last) < FEWEST_ANSWERS or covered < LEAST_COVERED:
@@ -76,13 +78,14 @@ def misplaced_answers(read: ReadSequences, answers: Answers, examples: int) -> d
     is_later = (last > 0) & (before.sequence == chosen.sequence)
     begin = np.where(is_later, before.stop, read.offsets[chosen.sequence])
     asked, said = _texts(read, begin, chosen.start), _texts(read, chosen.start, chosen.stop)
-    fit = _cosines([_features(one) for one in asked], [_features(one) for one in said])
-    kept, moved = _partners(fit, _same(asked) | _same(said))
+    questions = [_features(one) for one in asked]
+    fit = _cosines(questions, [_features(one) for one in said])
+    kept, pairs = _partners(fit, _same(asked) | _same(said))
+    moved = sum(len(questions[own] & questions[other]) < CONTAINED * len(questions[own]) for own, other in pairs)
     if kept + moved < FEWEST_PLAIN:
         return {}
     note = f"{moved:,} of {kept + moved:,} answers that plainly belong to one of {len(said):,} questions"
-    elsewhere = moved / min(1.0, covered)
-    return {"data/answers_misplaced": Figure(elsewhere / (kept + elsewhere), "data", note=note)}
+    return {"data/answers_misplaced": Figure(moved / (kept + moved), "data", note=note)}
 
 
 def _texts(read: ReadSequences, start: np.ndarray, stop: np.ndarray) -> list[tuple[int, ...]]:
@@ -133,12 +136,13 @@ def _index(texts: list[set[Any]]) -> dict[Any, list[int]]:
     return found
 
 
-def _partners(fit: np.ndarray, is_same: np.ndarray) -> tuple[int, int]:
-    """How many answers belong to their own question, and how many to another one."""
+def _partners(fit: np.ndarray, is_same: np.ndarray) -> tuple[int, list[tuple[int, int]]]:
+    """How many answers belong to their own question, and those that belong to another one, with its number."""
     pairs = np.where(is_same & ~np.eye(len(fit), dtype=bool), -1, fit)
     question, answer = pairs.argmax(0), pairs.argmax(1)
     second_of_answer, second_of_question = np.partition(pairs, -2, axis=0)[-2], np.partition(pairs, -2, axis=1)[:, -2]
     lead = pairs.max(0) - np.maximum(second_of_answer, second_of_question[question])
     place = np.arange(len(fit))
     is_plain = (answer[question] == place) & (lead > MARGIN)
-    return int((is_plain & (question == place)).sum()), int((is_plain & (question != place)).sum())
+    moved = np.flatnonzero(is_plain & (question != place))
+    return int((is_plain & (question == place)).sum()), list(zip(moved.tolist(), question[moved].tolist(), strict=True))
