@@ -65,11 +65,11 @@ def test_only_an_estimated_time_is_besides_the_drawing_of_answers(tmp_path: Path
 
 def test_the_largest_micro_batch_is_told_with_what_limits_it(tmp_path: Path) -> None:
     forecast = _forecast(tmp_path)
-    assert "      largest micro-batch: 8 rows, all rows of an update" in lines_of(forecast)
+    assert "      largest micro-batch: 8 rows, all rows that a device has of an update" in lines_of(forecast)
     fit = forecast.stages[0].devices[0].fit
     sentences = {
         "memory": "largest micro-batch: 4 rows; more rows do not fit",
-        "rows": "largest micro-batch: 4 rows, all rows of an update",
+        "rows": "largest micro-batch: 4 rows, all rows that a device has of an update",
         "speed": "largest micro-batch: 4 rows; more rows would fit, and would not be faster",
     }
     for limit, sentence in sentences.items():

@@ -28,7 +28,7 @@ BAND_LINES = {
 """By the position of a figure: its name, the figure, the ends of the range, the source of the range."""
 LARGEST: dict[Limit, str] = {
     "memory": "largest micro-batch: {}; more rows do not fit",
-    "rows": "largest micro-batch: {}, all rows of an update",
+    "rows": "largest micro-batch: {}, all rows that a device has of an update",
     "speed": "largest micro-batch: {}; more rows would fit, and would not be faster",
 }
 """By the reason why it is no larger."""
