@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fledge.distributed.startup import backends, check_ranks, group_problem, local_facts
 from fledge.errors import FledgeError, PeerLostError
+from fledge.run.environment import world_size
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=12)  # the other ranks wait this long while the main process builds the data
 POLL_INTERVAL = 0.02  # seconds between two checks for the other ranks
@@ -71,19 +72,19 @@ class DistributedContext:
         uses_gpu = device != "cpu" and torch.cuda.is_available()
         if dist.is_available() and dist.is_initialized():
             return _join_group(cls(dist.get_rank(), dist.get_world_size()), uses_gpu)
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if world_size == 1 or "RANK" not in os.environ:
+        count = world_size()  # 1 without RANK
+        if count == 1:
             return cls()
         facts = local_facts(uses_gpu)
         rank = int(os.environ["RANK"])
         dist.init_process_group(
             backends(uses_gpu=facts["gpu"] is not None),
-            store=_rendezvous_store(rank, world_size),
+            store=_rendezvous_store(rank, count),
             rank=rank,
-            world_size=world_size,
+            world_size=count,
             timeout=PROCESS_GROUP_TIMEOUT,
         )
-        ranks = cls(rank, world_size, owns_group=True)
+        ranks = cls(rank, count, owns_group=True)
         check_ranks(ranks.all_gather_object(facts))
         return ranks
 

@@ -36,6 +36,7 @@ ONE_LANGUAGE = ("pretrain", "sft", "dpo", "grpo")
 OTHER_STAGES = ("kto", "reward", "seq2seq")
 REAL_SHAPES, REAL_VOCABULARY = ("pretrain", "sft", "lora", "dpo"), 2000
 REAL_STEPS = {"pretrain": 500, "sft": 100}  # real text is learned more slowly
+REAL: dict[str, Any] = {"shapes": REAL_SHAPES, "vocab_size": REAL_VOCABULARY, "steps": REAL_STEPS}
 DECODER_SHAPES = ("pretrain", "moe", "sft", "lora", "dpo", "grpo")
 DEEPER: dict[str, Any] = {**DECODER, "hidden_size": 80, "num_hidden_layers": 4, "intermediate_size": 208}
 WIDER: dict[str, Any] = {**DECODER, "hidden_size": 112, "num_hidden_layers": 2, "intermediate_size": 304}
@@ -56,54 +57,20 @@ GROUPS: dict[str, Group] = {
         ),
         Group(name="dev", part="dev", model=SMALL, shapes=DECODER_SHAPES),
         Group(name="size", part="held-out", model=LARGER, shapes=DECODER_SHAPES, data_seed=2),
-        Group(
-            name="data",
-            part="held-out",
-            model=MIDDLE,
-            shapes=REAL_SHAPES,
-            source="instructions",
-            vocab_size=REAL_VOCABULARY,
-            steps=REAL_STEPS,
-        ),
+        Group(name="data", part="held-out", model=MIDDLE, source="instructions", **REAL),
         Group(name="language", part="held-out", model=SMALL, shapes=ONE_LANGUAGE, data_seed=3, languages="zh"),
         Group(name="stages", part="held-out", model=SMALL, shapes=OTHER_STAGES, data_seed=4),
         Group(name="size-2", part="second", model=DEEPER, shapes=DECODER_SHAPES, data_seed=12),
-        Group(
-            name="data-2",
-            part="second",
-            model=MIDDLE,
-            shapes=REAL_SHAPES,
-            source="questions",
-            vocab_size=REAL_VOCABULARY,
-            steps=REAL_STEPS,
-        ),
+        Group(name="data-2", part="second", model=MIDDLE, source="questions", **REAL),
         Group(name="language-2", part="second", model=SMALL, shapes=ONE_LANGUAGE, data_seed=13, languages="en"),
         Group(name="stages-2", part="second", model=MIDDLE, shapes=OTHER_STAGES, data_seed=14),
         Group(name="stages-3", part="second", model=LARGER, shapes=OTHER_STAGES, data_seed=24),
         Group(name="size-3", part="third", model=WIDER, shapes=DECODER_SHAPES, data_seed=31),
-        Group(
-            name="data-3",
-            part="third",
-            model=LARGER,
-            shapes=REAL_SHAPES,
-            source="questions",
-            data_seed=32,
-            vocab_size=REAL_VOCABULARY,
-            steps=REAL_STEPS,
-        ),
+        Group(name="data-3", part="third", model=LARGER, source="questions", data_seed=32, **REAL),
         Group(name="language-3", part="third", model=MIDDLE, shapes=ONE_LANGUAGE, data_seed=33, languages="zh"),
         Group(name="stages-4", part="third", model=SMALL, shapes=OTHER_STAGES, data_seed=34),
         Group(name="size-4", part="fourth", model=NARROW, shapes=DECODER_SHAPES, data_seed=41),
-        Group(
-            name="data-4",
-            part="fourth",
-            model=DEEPER,
-            shapes=REAL_SHAPES,
-            source="questions",
-            data_seed=42,
-            vocab_size=REAL_VOCABULARY,
-            steps=REAL_STEPS,
-        ),
+        Group(name="data-4", part="fourth", model=DEEPER, source="questions", data_seed=42, **REAL),
         Group(name="language-4", part="fourth", model=MIDDLE, shapes=ONE_LANGUAGE, data_seed=43, languages="en"),
         Group(name="stages-5", part="fourth", model=WIDER, shapes=OTHER_STAGES, data_seed=44),
     )
