@@ -48,7 +48,8 @@ def tasks(world: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     }
     if real.is_dir():
         poems = stage({"path": str(real / "poetry"), "columns": {"text": "paragraphs"}}, "pretrain", 640, "muon")
-        base = stage(str(real / "chatlm/my_train_dataset_3k.parquet"), "pretrain", 300, "adamw")
+        answers = {"path": str(real / "chatlm/my_train_dataset_3k.parquet"), "columns": {"text": "response"}}
+        base = stage(answers, "pretrain", 300, "adamw")
         found["Tang poems, pretraining with Muon"] = (MIDDLE, {"x": poems})
         found["ChatLM answers, SFT with AdamW"] = (
             SMALL, {"base": base, "x": stage(str(real / "chatlm/my_train_dataset_3k.parquet"), "sft", 480, "adamw")},

@@ -370,6 +370,12 @@ def test_a_validation_loss_that_follows_or_few_epochs_are_no_learning_by_heart(r
     assert _is_silent(_read_often(rng, followed, epochs), "repeated data learned by heart")
 
 
+@pytest.mark.parametrize(("first", "is_silent"), [(3.0, False), (8.0, True)])
+def test_a_gap_is_no_fault_where_most_of_what_was_learned_reached_the_validation_loss(rng, first, is_silent):
+    log = _with(_read_often(rng, 0.05), train__loss=lambda loss: np.concatenate([[first], loss[1:]]))
+    assert _is_silent(log, "repeated data learned by heart") == is_silent
+
+
 def test_the_same_order_in_every_epoch(rng):
     at = np.arange(1, 901.0)
     same = np.tile(np.repeat(rng.normal(0, 0.1, 60), 5), 3)

@@ -71,9 +71,13 @@ def test_a_logged_loss_beside_the_same_loss_measured_again() -> None:
     assert SUMMED in _roots(_run(log=double, figures={"probe/training_loss": 1.1}))
     right = _run(log={"eval/loss": fall(7.0, 2.2, 10)}, figures={"probe/training_loss": 1.1})
     assert SUMMED not in _roots(right)  # validation rows are harder, and the training loss is what it should be
-    before = _run(log={"train/loss": [8.0, 7.0], "eval/loss": None}, figures={"probe/training_loss": 4.0})
+    before = _run(log={"train/loss": [8.0, 7.8, 7.7], "eval/loss": None}, figures={"probe/training_loss": 4.0})
     before.probed_step = 0
     assert SUMMED in _roots(before)
+    for losses in ([2.0, 3.1, 4.2, 3.5, 3.9], [2.0, 2.0], [7.7, 4.1, 3.8, 4.4, 3.9]):  # single batches are easy or hard
+        first = _run(log={"train/loss": losses, "eval/loss": None}, figures={"probe/training_loss": 4.0})
+        first.probed_step = 0
+        assert SUMMED not in _roots(first)
     by_heart = _run(log={"train/loss": fall(4.0, 0.05)}, figures={"probe/training_loss": 0.05})
     assert SUMMED not in _roots(by_heart)
 

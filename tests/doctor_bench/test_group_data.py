@@ -50,7 +50,7 @@ def test_a_world_is_written_in_one_language(tmp_path: Path) -> None:
     assert not own & start
 
 
-@pytest.mark.parametrize("source", ["instructions", "questions"])
+@pytest.mark.parametrize("source", ["instructions", "questions", "articles"])
 def test_real_rows_fit(source: str, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEDGE_DATA", str(shared_data))
     write_group_data(source, 1, "zh+en", tmp_path)

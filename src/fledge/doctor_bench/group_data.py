@@ -101,32 +101,35 @@ def instruction_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]
     """Shakespeare and Tang poems, instructions of Alpaca, and pairs of LLaMA-Factory's demonstrations."""
     data = real_data()
     text = (data / "shakespeare" / "input.txt").read_text(encoding="utf-8")
-    texts = [text[start : start + PARAGRAPH] for start in range(0, 1_000_000, PARAGRAPH)] + _poems(data, "poet.tang.0")
-    instructions = [
-        conversation(row["instruction"] + ("\n" + row["input"] if row["input"] else ""), row["output"])
-        for name in ("alpaca_en_demo", "alpaca_zh_demo")
-        for row in _json(data, name)
-    ]
+    texts = _paragraphs(text[:1_000_000]) + _poems(data, "poet.tang.0")
     pairs = [
         pair(row["conversations"][-1]["value"], row["chosen"]["value"], row["rejected"]["value"])
         for name in ("dpo_en_demo", "dpo_zh_demo")
         for row in _json(data, name)
     ]
-    return _tables(seed, languages, texts, instructions, pairs)
+    return _tables(seed, languages, texts, _alpaca(data), pairs)
+
+
+def article_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
+    """Articles of an encyclopedia and Tang poems, instructions of Alpaca, and pairs of ChatLM's answers with worse forms."""
+    data = real_data()
+    articles = (data / "llamafactory" / "wiki_demo.txt").read_text(encoding="utf-8")
+    questions = _chatlm(data)
+    pairs = [
+        with_a_worse_one(row["prompt"], row["response"], n % 2 == 0) for n, row in enumerate(questions[len(questions) // 2 :])
+    ]
+    return _tables(seed, languages, _paragraphs(articles) + _poems(data, "poet.tang.30000"), _alpaca(data), pairs)
 
 
 def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
     """Web pages and Tang poems, questions and answers of ChatLM, and pairs of an answer and a worse form of it, shorter and
     longer in turn. (Pairs with the answer to another question teach a model of this size nothing: each is chosen once and
     rejected once.)"""
-    import pyarrow.parquet
-
     data = real_data()
     pages = (data / "llamafactory" / "c4_demo.jsonl").read_text(encoding="utf-8").splitlines()
     long = [json.loads(line)["text"] for line in pages if line.strip()]
-    texts = [page[start : start + PARAGRAPH] for page in long for start in range(0, min(len(page), 8 * PARAGRAPH), PARAGRAPH)]
-    names = ("my_train_dataset_3k", "my_test_dataset_2k", "my_valid_dataset_1k")
-    rows = [row for name in names for row in pyarrow.parquet.read_table(data / "chatlm" / f"{name}.parquet").to_pylist()]
+    texts = [piece for page in long for piece in _paragraphs(page[: 8 * PARAGRAPH])]
+    rows = _chatlm(data)
     half = len(rows) // 2
     pairs = [with_a_worse_one(row["prompt"], row["response"], number % 2 == 0) for number, row in enumerate(rows[:half])]
     questions = [conversation(row["prompt"], row["response"]) for row in rows[half:]]
@@ -139,6 +142,25 @@ def _tables(
     tables = {"pretrain": [{"text": text} for text in texts], "sft": conversations, "preference": pairs}
     chosen = LANGUAGES[languages]
     return {name: divided([row for row in rows if row and chosen(row)], seed) for name, rows in tables.items()}
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [text[start : start + PARAGRAPH] for start in range(0, len(text), PARAGRAPH)]
+
+
+def _alpaca(data: Path) -> list[Row | None]:
+    return [
+        conversation(row["instruction"] + ("\n" + row["input"] if row["input"] else ""), row["output"])
+        for name in ("alpaca_en_demo", "alpaca_zh_demo")
+        for row in _json(data, name)
+    ]
+
+
+def _chatlm(data: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet
+
+    names = ("my_train_dataset_3k", "my_test_dataset_2k", "my_valid_dataset_1k")
+    return [row for name in names for row in pyarrow.parquet.read_table(data / "chatlm" / f"{name}.parquet").to_pylist()]
 
 
 def _json(data: Path, name: str) -> list[Mapping[str, Any]]:
@@ -190,6 +212,7 @@ SOURCES: dict[str, Callable[[int, str, Path], dict[str, Rows]]] = {
     "small world": partial(world_rows, sizes=SMALL_SIZES),
     "instructions": instruction_rows,
     "questions": question_rows,
+    "articles": article_rows,
 }
 
 

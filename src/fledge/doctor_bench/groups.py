@@ -15,13 +15,13 @@ class Group:
     """Runs with one model size on one set of data.
 
     `part`: `quick`, a look whether everything works; `dev`, whose results thresholds are tuned on; `held-out`, `second`,
-    `third` and `fourth`, for later readings, each with frozen thresholds. `source`: a key of `group_data.SOURCES`; `data_seed`,
-    `languages`: of its rows. `shapes`: names of the shapes of stages. `steps`: updates of healthy runs, where they are not
-    those of the shape. `start_steps`: updates of start models, by name.
+    `third`, `fourth` and `fifth`, for later readings, each with frozen thresholds. `source`: a key of `group_data.SOURCES`;
+    `data_seed`, `languages`: of its rows. `shapes`: names of the shapes of stages. `steps`: updates of healthy runs, where
+    they are not those of the shape. `start_steps`: updates of start models, by name.
     """
 
     name: str
-    part: Literal["quick", "dev", "held-out", "second", "third", "fourth"]
+    part: Literal["quick", "dev", "held-out", "second", "third", "fourth", "fifth"]
     model: Mapping[str, Any]
     shapes: tuple[str, ...]
     source: str = "world"
@@ -41,6 +41,7 @@ DECODER_SHAPES = ("pretrain", "moe", "sft", "lora", "dpo", "grpo")
 DEEPER: dict[str, Any] = {**DECODER, "hidden_size": 80, "num_hidden_layers": 4, "intermediate_size": 208}
 WIDER: dict[str, Any] = {**DECODER, "hidden_size": 112, "num_hidden_layers": 2, "intermediate_size": 304}
 NARROW: dict[str, Any] = {**DECODER, "hidden_size": 56, "num_hidden_layers": 3, "intermediate_size": 152}
+SHORT: dict[str, Any] = {**DECODER, "hidden_size": 104, "num_hidden_layers": 2, "intermediate_size": 280}
 TINY: dict[str, Any] = {**DECODER, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 96}
 GROUPS: dict[str, Group] = {
     one.name: one
@@ -73,7 +74,11 @@ GROUPS: dict[str, Group] = {
         Group(name="data-4", part="fourth", model=DEEPER, source="questions", data_seed=42, **REAL),
         Group(name="language-4", part="fourth", model=MIDDLE, shapes=ONE_LANGUAGE, data_seed=43, languages="en"),
         Group(name="stages-5", part="fourth", model=WIDER, shapes=OTHER_STAGES, data_seed=44),
+        Group(name="size-5", part="fifth", model=SHORT, shapes=DECODER_SHAPES, data_seed=51),
+        Group(name="data-5", part="fifth", model=NARROW, source="articles", data_seed=52, **REAL),
+        Group(name="language-5", part="fifth", model=NARROW, shapes=ONE_LANGUAGE, data_seed=53, languages="zh"),
+        Group(name="stages-6", part="fifth", model=DEEPER, shapes=OTHER_STAGES, data_seed=54),
     )
 }
-PARTS, TUNED_ON = ("dev", "held-out", "second", "third", "fourth"), ("quick", "dev")
+PARTS, TUNED_ON = ("dev", "held-out", "second", "third", "fourth", "fifth"), ("quick", "dev")
 QUICK = "quick"

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-GROUPS = ("dev", "held-out", "second", "third", "fourth", "all")
+GROUPS = ("dev", "held-out", "second", "third", "fourth", "fifth", "all")
 DEFAULT_OUT = "doctor-bench"
 
 

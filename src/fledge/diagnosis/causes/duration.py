@@ -116,9 +116,12 @@ def repeated(case: Case) -> Sign | None:
 
 
 def _is_wide(case: Case) -> bool:
-    """Whether the validation loss is far above the training loss at the end."""
-    gap, level = case.value("curve/last_gap"), case.value("curve/last_validation")
-    return gap is not None and bool(level) and gap >= _limit("gap_share") * level
+    """Whether the validation loss is far above the training loss at the end, and much of what the training loss has fallen did
+    not reach it. In deliberate epochs that pay, the gap is wide and most of the fall reaches the validation loss too."""
+    gap, level, first = case.value("curve/last_gap"), case.value("curve/last_validation"), case.value("curve/first_loss")
+    if gap is None or not level or first is None or gap < _limit("gap_share") * level:
+        return False
+    return gap >= _limit("not_carried_share") * (first - (level - gap))
 
 
 def _at_borders(case: Case) -> tuple[Confidence, str] | None:

@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.signs import number, other_setting, sign, span
@@ -127,15 +129,17 @@ def summed(case: Case) -> Sign | None:
 def _measured(case: Case) -> tuple[float, float] | None:
     """The loss of training rows by the doctor's own code and the logged one of the same weights: of the last ones, or of those
     before the first update. None where both may differ: dropout and smoothed targets are in the logged one alone, and rows that
-    are known by heart are worse known when they are logged."""
+    are known by heart are worse known when they are logged. A logged loss is that of one batch: of the first ones the median
+    counts, where all lie on one side of the measured one."""
     measured, last, at = number(case, "probe/training_loss"), case.value("curve/last_step"), case.probed_step
     is_other = case.settings.dropout or other_setting(case, "label_smoothing", "label_smoothing_factor")
     if measured is None or measured < _limit("least_measured") or is_other or not last:
         return None
     if at == 0:
         losses = case.log.get("train/loss")
-        is_first = losses is not None and losses.steps[0] <= 1
-        return (measured, float(losses.values[0])) if losses is not None and is_first else None
+        first = np.array([]) if losses is None else losses.values[losses.steps <= _limit("first_batches")]
+        is_one_side = len(first) >= _limit("fewest_batches") and abs(np.sign(first - measured).sum()) == len(first)
+        return (measured, float(np.median(first))) if is_one_side else None
     is_last = case.value("plan/is_done") if at is None else at >= _limit("same_weights") * last
     logged = case.value("curve/last_loss")
     return (measured, logged) if is_last and logged else None
