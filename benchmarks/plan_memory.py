@@ -5,7 +5,11 @@ takes three updates with logged details. Points with equal settings but for the 
 predicted twice: by the formula alone, and after one probe, which is the point of its family with the fewest rows. With
 `--again` each is measured a second time, and the first time is its probe: `fledge plan --probe` has the rows of the recipe.
 `worst_low` is how far the worst prediction lies below its measurement: a plan that is too low ends in a killed process, one
-that is too high wastes memory.
+that is too high wastes memory. `above_highest`: the share of peaks above the highest that the plan names.
+
+With `--tensors` each point but the compiled ones is measured once more under the profiler of torch, which sees each tensor made
+and freed: the most bytes that tensors had together, against what the formula says of tensors alone. That does not depend on
+the C library's allocator, and is what a GPU's allocator counts as allocated.
 
 Constants of the formula were chosen with half of the families (by a hash of their settings); but errors of the others of the
 default seed were seen when causes were looked for. Families of another `--seed` were never looked at. Repeated measurements of
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +103,17 @@ def measure_here(point: Point) -> dict[str, Any]:
     return {"peak": resident("VmHWM"), "loaded": before, "after_steps": steps}
 
 
+def tensors_here(point: Point) -> dict[str, Any]:
+    """Do in this process what the point says; the most bytes that tensors had at one moment."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        measure_here(point)
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return {"tensors": max(accumulate(size for _, size in changes))}
+
+
 def build(point: Point, recipe: Any) -> Any:
     """The model of the point, with its adapter."""
     from training import fresh
@@ -129,9 +145,9 @@ def reference(point: Point, recipe: Any, model: Any, data: Any, compute: Any) ->
     return compute.place(build(point, recipe).eval().requires_grad_(False))
 
 
-def alone(point: Point) -> dict[str, Any]:
+def alone(point: Point, option: str = "--one") -> dict[str, Any]:
     """The measurement of a point in a fresh process."""
-    command = [sys.executable, __file__, "--one", json.dumps(asdict(point))]
+    command = [sys.executable, __file__, option, json.dumps(asdict(point))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -160,7 +176,16 @@ def predicted(point: Point) -> dict[str, float]:
     from fledge.plan.memory import memory_of_stage
 
     memory = memory_of_stage(*plan_inputs(point), point.rows)[MOMENTS[point.moment]]
-    return {**asdict(memory), "total": memory.total}
+    return {**asdict(memory), "total": memory.total, "tensors": tensors(point, memory.allocated)}
+
+
+def tensors(point: Point, at_worst: float) -> float:
+    """Bytes of tensors at the moment with the most of them, which need not be that of the highest peak."""
+    from fledge.plan.memory import moments_of_step
+
+    if point.moment != "training":
+        return at_worst
+    return max(memory.allocated for memory in moments_of_step(*plan_inputs(point), point.rows).values())
 
 
 def after_probe(point: Point, probe: Point, measured: float) -> float:
@@ -177,6 +202,8 @@ def after_probe(point: Point, probe: Point, measured: float) -> float:
 def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The measured points with `predicted` bytes by component, `error`, `probed_error` where a probe has fewer rows, and
     `repeated_error` where they were measured again; errors are (predicted − measured) ÷ measured."""
+    from fledge.plan.memory_components import SPREAD
+
     families: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         families.setdefault(Point(**result["point"]).family, []).append(result)
@@ -188,11 +215,15 @@ def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             point, values = Point(**member["point"]), predicted(Point(**member["point"]))
             entry = {**member, "held_out": point.is_held_out, "predicted": values}
             entry["error"] = values["total"] / member["peak"] - 1
+            entry["above"] = member["peak"] > (1 + SPREAD) * values["total"]
+            if "tensors" in member:
+                entry["tensors_error"] = values["tensors"] / member["tensors"] - 1
             if "again" in member:
                 entry["repeated_error"] = member["peak"] / member["again"] - 1
             if point.rows > first["point"]["rows"]:
                 corrected = after_probe(point, Point(**first["point"]), first["peak"])
                 entry["probed_error"] = corrected / member["peak"] - 1
+                entry["probed_above"] = member["peak"] > (1 + SPREAD) * corrected
             done.append(entry)
     return done
 
@@ -221,8 +252,15 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "fitted": [result for result in results if not result["held_out"]],
         "held_out": [result for result in results if result["held_out"]],
     }
-    keys = {"formula": "error", "after_probe": "probed_error", "after_probe_of_these_rows": "repeated_error"}
-    return {name: {label: errors_of(group, key) for label, key in keys.items()} for name, group in groups.items()}
+    keys = {"formula": "error", "after_probe": "probed_error", "after_probe_of_these_rows": "repeated_error",
+            "tensors": "tensors_error"}  # fmt: skip
+    found: dict[str, Any] = {
+        name: {label: errors_of(group, key) for label, key in keys.items()} for name, group in groups.items()
+    }
+    for label, key in (("formula", "above"), ("after_probe", "probed_above")):
+        above = [result[key] for result in results if key in result]
+        found["all"][label]["above_highest"] = round(sum(above) / max(1, len(above)), 3)
+    return found
 
 
 def write_out(folder: Path, results: list[dict[str, Any]]) -> None:
@@ -263,9 +301,11 @@ def plot(file: Path, results: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def measure_all(points: list[Point], folder: Path | None, name: str = "measured.jsonl") -> list[dict[str, Any]]:
+def measure_all(
+    points: list[Point], folder: Path | None, name: str = "measured.jsonl", option: str = "--one"
+) -> list[dict[str, Any]]:
     """The measurements of points, one process after another. With a folder each is kept in its file of that name, and those
-    that are there already are not repeated."""
+    that are there already are not repeated. `option`: of the command that measures one."""
     kept = None if folder is None else folder / name
     done = {}
     if kept is not None:
@@ -274,12 +314,13 @@ def measure_all(points: list[Point], folder: Path | None, name: str = "measured.
         done = {str(Point(**one["point"])): one for one in map(json.loads, kept.read_text().splitlines())}
     results = []
     for number, point in enumerate(points, 1):
-        result = done.get(str(point)) or {"point": asdict(point), **alone(point)}
+        result = done.get(str(point)) or {"point": asdict(point), **alone(point, option)}
         results.append(result)
         if kept is not None and str(point) not in done:
             with kept.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-        print(f"{number}/{len(points)}: {result['peak'] / MIB:,.0f} MiB, {point}", flush=True)
+        size = result.get("peak", result.get("tensors"))
+        print(f"{number}/{len(points)}: {size / MIB:,.0f} MiB, {point}", flush=True)
     return results
 
 
@@ -292,12 +333,16 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="predict the points of this points.jsonl, without measuring")
     parser.add_argument("--seed", type=int, default=20, help="draws the random families (default 20)")
     parser.add_argument("--again", action="store_true", help="measure each point a second time (needs --out)")
+    parser.add_argument("--tensors", action="store_true", help="measure the bytes of tensors too (needs --out)")
     parser.add_argument("--one", help="measure one point, given as JSON, in this process")
+    parser.add_argument("--one-tensors", help="the same of the bytes of tensors")
     chosen = parser.parse_args()
     if chosen.one:
         return report(measure_here(Point(**json.loads(chosen.one))))
-    if chosen.again and chosen.out is None:
-        parser.error("--again needs --out")
+    if chosen.one_tensors:
+        return report(tensors_here(Point(**json.loads(chosen.one_tensors))))
+    if (chosen.again or chosen.tensors) and chosen.out is None:
+        parser.error("--again and --tensors need --out")
     if chosen.source is not None:
         measured = [json.loads(line) for line in chosen.source.read_text().splitlines()]
     else:
@@ -306,6 +351,10 @@ def main() -> None:
         if chosen.again:
             again = measure_all(points, chosen.out, "again.jsonl")
             measured = [{**one, "again": other["peak"]} for one, other in zip(measured, again, strict=True)]
+        if chosen.tensors:
+            plain = [point for point in points if not point.compile]  # compiled code has buffers of its own
+            sizes = {str(one["point"]): one for one in measure_all(plain, chosen.out, "tensors.jsonl", "--one-tensors")}
+            measured = [{**one, **sizes.get(str(one["point"]), {})} for one in measured]
     results = with_predictions(measured)
     if chosen.out is not None:
         write_out(chosen.out, results)

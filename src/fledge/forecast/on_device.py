@@ -15,6 +15,7 @@ from fledge.plan.memory import (
     memory_inputs,
     memory_of_stage,
 )
+from fledge.plan.memory_components import highest_peak
 from fledge.plan.memory_measures import Fit, Plan, what_would_fit
 from fledge.plan.memory_probe import MemoryProbe
 from fledge.plan.stage_forecast import StageInputs, estimated_time, measured_time
@@ -29,11 +30,13 @@ DRIFT = 0.08  # share by which the speed of a machine drifts between a probe and
 class StageOnDevice:
     """A stage on a device. `share`: what each of several devices computes of an update. `moments`: memory of a training step,
     an evaluation, saving and so on, by formula; `fit`: what fits into memory, and what would make it fit; `measured`: bytes
-    that a probe held at most, which `fit` goes by. `time`: None where the speed of the device is not known."""
+    that a probe held at most, which `fit` goes by. `highest`: bytes that a peak may reach. `time`: None where the speed of the
+    device is not known."""
 
     share: DeviceBatch
     moments: dict[str, Memory]
     fit: Fit
+    highest: float
     time: StageTime | None
     measured: int | None = None
 
@@ -58,6 +61,8 @@ class StageOnDevice:
         return {
             "memory": {
                 "needs": self.needed,
+                "highest": self.highest,
+                "tensors": self.worst[1].allocated,
                 "available": self.fit.available,
                 "measured": self.measured,
                 "moments": moments,
@@ -90,10 +95,13 @@ def stage_on_device(inputs: StageInputs, target: Target, probed: ProbedStage | N
     )
     if measured is not None:
         plan = replace(plan, probe=MemoryProbe(needs, runtime, share.micro, measured - plan.needs))
+    moments, fit = memory_of_stage(needs, runtime, share.micro), what_would_fit(plan, target.memory)
+    worst = max(moments.values(), key=lambda memory: memory.total)
     return StageOnDevice(
         share=share,
-        moments=memory_of_stage(needs, runtime, share.micro),
-        fit=what_would_fit(plan, target.memory),
+        moments=moments,
+        fit=fit,
+        highest=highest_peak(fit.needs, worst, target.kind, is_measured=measured is not None),
         time=_estimated(inputs, target, share) if probed is None else _probed(inputs, probed),
         measured=measured,
     )

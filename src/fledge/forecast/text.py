@@ -115,8 +115,11 @@ def memory_lines(one: StageOnDevice, name: str) -> Iterator[str]:
     moment, memory = one.worst
     parts = sorted(asdict(memory).items(), key=lambda item: -item[1])
     most = named({part.replace("_", " "): gib(size) for part, size in parts if size > SHOWN_SHARE * one.needed})
-    verdict, worst = "it fits" if one.fits else "it does not fit", localized_head(moment)
+    is_sure = one.fits and one.highest <= one.fit.available
+    verdict = "it fits" if is_sure else "it fits if the peak is no higher" if one.fits else "it does not fit"
+    worst = localized_head(moment)
     yield f"memory: about {gib(one.needed)} of {gib(one.fit.available)} GiB, {verdict}; most in a {worst}: {most}"
+    yield f"  tensors {gib(memory.allocated)} GiB, with what the allocator holds the peak may reach {gib(one.highest)} GiB"
     others = named({other: gib(at.total) for other, at in one.moments.items() if other != moment})
     yield f"  other moments: {others}"
     if one.measured is not None:

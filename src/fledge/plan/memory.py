@@ -10,9 +10,9 @@ from fledge.data import PackedDataset
 from fledge.errors import FledgeError
 from fledge.model.cost import ModelCost
 from fledge.model.quantization import bytes_per_weight
+from fledge.plan.memory_components import Memory
 from fledge.plan.memory_moments import (
     BASELINE_BYTES,
-    Memory,
     MemoryInputs,
     estimate,
     memory_of_stage,

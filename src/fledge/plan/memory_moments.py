@@ -8,7 +8,7 @@ on.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +17,7 @@ from fledge.model.cost import ModelCost
 from fledge.model.linear_cross_entropy import CHUNK, chunk_rows, float32_logits, tile_numbers
 from fledge.model.product_shapes import padded_lengths
 from fledge.model.segments import segment_room
+from fledge.plan.memory_components import Memory
 from fledge.recipe.schema import OptimizerConfig, RuntimeConfig, Stage
 from fledge.run.code_cache import MOST_KERNELS
 
@@ -33,10 +34,10 @@ QUERIES = 128  # of a block of `segments`
 FUSED = ("sdpa", "segments")  # backends that hold the scores of a few queries only
 MASK_BYTES = {"sdpa": 1, "segments": 0}  # on a CPU, of each pair of positions of a row; others: the size of a number
 # A CPU's allocator leaves holes between tensors that stay and tensors that come and go: a share of these, and, where what a
-# checkpointed block saves lies between what it frees, of a recomputed block (less if not all blocks are recomputed). Chosen
-# from benchmarks/plan_memory.py. The outputs of a layer and of its adapter come and go beside their sum: more holes.
-ALLOCATOR_SHARE, ADAPTED_SHARE, RECOMPUTED_SHARE = 0.3, 0.9, 1.5
-RESERVED = (1.08, 1.41)  # a CUDA allocator's reserved ÷ allocated bytes in the literature
+# checkpointed block saves lies between what it frees, of a recomputed block (less if not all blocks are recomputed). More holes
+# where outputs of a layer and of its adapter come and go beside their sum, and in a forward pass that keeps nothing. It also
+# keeps a share of what was freed since the moment with the most of such tensors. Chosen from benchmarks/plan_memory.py.
+ALLOCATOR_SHARE, ADAPTED_SHARE, FORWARD_SHARE, RECOMPUTED_SHARE, KEPT_SHARE = 0.5, 0.9, 1.2, 1.5, 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,40 +69,6 @@ class MemoryInputs:
     ranks: int = 1
     sharded: bool = False  # among the ranks: FSDP; else each rank has all (DDP)
     stage: Stage | None = None  # that is estimated: its keys that a change of another one must go with
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes that one process holds on its device at one moment, by what they are for.
-
-    `head`: logits of a chunk of rows, the gradient of the head's matrix and its copy in low precision. `copies`: averaged
-    weights, weights before an update, a checkpoint. `reserve`: the program, its libraries, and what the allocator holds beyond
-    the tensors.
-    """
-
-    weights: float
-    gradients: float = 0.0
-    optimizer_state: float = 0.0
-    activations: float = 0.0
-    head: float = 0.0
-    copies: float = 0.0
-    reference: float = 0.0
-    reward_models: float = 0.0
-    reserve: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """All bytes."""
-        return sum(asdict(self).values())
-
-    @property
-    def allocated(self) -> float:
-        """Bytes of tensors: `total` without `reserve`."""
-        return self.total - self.reserve
-
-    def reserved(self) -> tuple[float, float]:
-        """Bytes that a CUDA allocator holds for these tensors, least and most of what has been published (RESERVED)."""
-        return RESERVED[0] * self.allocated, RESERVED[1] * self.allocated
 
 
 @dataclass(frozen=True)
@@ -275,13 +242,15 @@ class _Step:
         by_backend = {"sdpa": masked, "varlen": varlen, "auto": max(masked, varlen)}
         return by_backend.get(chosen, 0.0)
 
-    def with_allocator(self, memory: Memory) -> Memory:
-        """With what a CPU's allocator holds beyond the tensors that come and go in a step."""
+    def with_allocator(self, memory: Memory, most: float = 0.0, share: float | None = None) -> Memory:
+        """With what a CPU's allocator holds beyond the tensors that come and go in a step: `share` of them, None: that of a
+        training step. `most`: bytes of these at an earlier moment."""
         if self.inputs.device != "cpu":
             return memory
         cost, how = self.inputs.cost, (self.tokens, self.size, self.is_compiled, self.every)
-        share = ALLOCATOR_SHARE if self.inputs.adapter is None else ADAPTED_SHARE
-        holes = share * (memory.activations + memory.head)
+        if share is None:
+            share = ALLOCATOR_SHARE if self.inputs.adapter is None else ADAPTED_SHARE
+        holes = share * memory.fleeting + KEPT_SHARE * max(0.0, most - memory.fleeting)
         if memory.activations and self.every:
             recomputed = cost.activation_bytes(*how) - cost.kept_bytes(*how)
             holes += RECOMPUTED_SHARE / self.every * recomputed
@@ -370,7 +339,9 @@ def moments_of_step(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> 
     the backward pass, the end of the backward pass, the optimizer. Undecided precision and compilation count as the larger
     case."""
     step = _Step(inputs, runtime, rows)
-    return {name: step.with_allocator(moment(step)) for name, moment in OF_STEP.items()}
+    moments = {name: moment(step) for name, moment in OF_STEP.items()}
+    most = max(memory.fleeting for memory in moments.values())
+    return {name: step.with_allocator(memory, most) for name, memory in moments.items()}
 
 
 def memory_of_step(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> Memory:
@@ -385,7 +356,11 @@ def memory_of_stage(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> 
     step = _Step(inputs, runtime, rows)
     occurs = {"reference": inputs.precomputes_reference, "start": inputs.sharded}
     others = {name: moment(step) for name, moment in OF_STAGE.items() if occurs.get(name, True)}
-    worst = {name: memory if name == "saving" else step.with_allocator(memory) for name, memory in others.items()}
+    shares = {"evaluation": None if inputs.second_gradient else FORWARD_SHARE, "reference": FORWARD_SHARE}
+    worst = {
+        name: memory if name == "saving" else step.with_allocator(memory, share=shares.get(name))
+        for name, memory in others.items()
+    }
     return {"training step": memory_of_step(inputs, runtime, rows), **worst}
 
 

@@ -33,5 +33,4 @@ class MemoryProbe:
 
 def _fleeting(inputs: MemoryInputs, runtime: RuntimeConfig, rows: int) -> float:
     """Bytes of the tensors that come and go in a step."""
-    forward = moments_of_step(inputs, runtime, rows)["forward"]
-    return forward.activations + forward.head
+    return moments_of_step(inputs, runtime, rows)["forward"].fleeting
