@@ -15,6 +15,8 @@ from fledge.model.attention import (
     avoid_cudnn_attention,
     causal_document_mask,
     reference_attention,
+    sdpa,
+    sdpa_mask,
 )
 from fledge.model.cuda_attention import (
     FLEX_BLOCK,
@@ -284,3 +286,22 @@ def test_a_compiled_decoder_gets_equal_gradients_from_every_cuda_backend() -> No
         gradients_by_backend[name] = gradients(model)
     for name in ON_CUDA:
         assert_same_gradients(gradients_by_backend[name], gradients_by_backend["sdpa"], atol=2e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_on_a_cpu_keep_one_mask_for_the_backward_pass(dtype: torch.dtype) -> None:
+    documents = torch.tensor([[0] * 10 + [1] * 22, [0] * 32])
+    mask = sdpa_mask(documents, dtype)
+    assert mask is not None and mask.dtype == dtype
+    kept: set[int] = set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.numel() == mask.numel():
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    x = torch.randn(2, 4, 32, 4, dtype=dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for _ in range(3):
+            x = sdpa(x, x, x, mask)
+        assert kept == {mask.untyped_storage().data_ptr()}

@@ -130,17 +130,15 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | BlockedMetada
 
 
 def sdpa_mask(documents: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The mask of `sdpa` for documents [B, T], made once for all layers: None without documents; on a CPU bool, on other
-    devices 0 or -inf in `dtype`, [B, 1, T, T].
+    """The mask of `sdpa` for documents [B, T], made once for all layers: None without documents, else 0 or -inf in `dtype`,
+    [B, 1, T, T].
 
-    The memory-efficient kernel of CUDA wants numbers that are added to the scores, and rows that begin at multiples of 16
-    bytes. It would convert and copy any other mask in every layer, forward and backward.
+    PyTorch converts a bool mask in every layer, and keeps each of these copies for the backward pass. The memory-efficient
+    kernel of CUDA also wants rows that begin at multiples of 16 bytes.
     """
     if documents is None:
         return None
-    if documents.device.type == "cpu":
-        return causal_document_mask(documents, 0, documents.shape[1], documents.device)
-    return additive_mask(documents, dtype, multiple=8)
+    return additive_mask(documents, dtype, multiple=1 if documents.device.type == "cpu" else 8)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:

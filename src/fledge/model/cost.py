@@ -1,5 +1,6 @@
 """The cost of a decoder, computed from its sizes: for planning before anything is built, and for MFU."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from fledge.recipe.schema import AdapterConfig, ModelConfig
@@ -197,10 +198,15 @@ class ModelCost:
         of one shape in 2 bytes a number, of at most MUON_STACK numbers."""
         if optimizer != "muon":
             return 0.0
-        config = self.config
-        experts = 1 if config.moe is None else config.moe.num_experts
-        gates = 2 * config.num_hidden_layers * experts * config.hidden_size * config.intermediate_size
-        return 12.0 * min(gates, max(MUON_STACK, gates // config.num_hidden_layers // 2))
+        config, moe = self.config, self.config.moe
+        width, inner = config.hidden_size, config.intermediate_size
+        queries, keys = config.attention_size, config.head_size * config.num_key_value_heads
+        experts = 1 if moe is None else moe.num_experts
+        numbers: Counter[tuple[int, int]] = Counter()
+        shapes = ((inner, width), 2 * experts), ((width, inner), experts), ((queries, width), 1), ((width, queries), 1)
+        for (rows, columns), count in (*shapes, ((keys, width), 2)):
+            numbers[rows, columns] += config.num_hidden_layers * count * rows * columns
+        return 12.0 * min(max(numbers.values()), max(MUON_STACK, experts * width * inner))
 
     def block_bytes(self, size: int, compiled: bool) -> float:
         """Bytes that one block saves per token for the backward pass, at `size` bytes a number, with `blocked` attention.
@@ -276,16 +282,20 @@ class ModelCost:
         """Bytes of gradients inside a block beyond what it has saved: in the feed-forward part those of gate and up, while all
         factors of the product are there; in attention, when the feed-forward part is done with, float32 gradients of keys and
         values, those of queries, and five arrays of `scores` (as in `forward_bytes`), in low precision eight, because products
-        are widened; and of the block's output."""
+        are widened; and of the block's output. With the routed experts their rows and copies of weights are done with too."""
         config, moe = self.config, self.config.moe
-        active = 1 if moe is None else moe.num_experts_per_tok
+        active = 1 if moe is None else moe.num_experts_per_tok + moe.num_shared_experts
         inner = size * active * config.intermediate_size
+        freed = 3 * inner * tokens
+        if moe is not None:
+            freed += tokens * size * moe.num_experts_per_tok * (config.intermediate_size + config.hidden_size)
+            freed += self.weight_copies(size) if size == 4 else 0
         heads = (
             size * config.attention_size
             + 8 * config.head_size * config.num_key_value_heads
             + (20 if size == 4 else 32) * scores
         )
-        return tokens * (size * config.hidden_size + max(2 * inner, heads - 3 * inner))
+        return tokens * size * config.hidden_size + max(2 * inner * tokens, heads * tokens - freed)
 
     def _all_multiplying(self) -> int:
         """Number of parameters in the matrix products of any token, all experts included."""

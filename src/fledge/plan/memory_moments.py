@@ -32,7 +32,7 @@ PRODUCTS_OF_EXPERT, PRODUCTS_OF_HEAD, PRODUCTS_OF_ATTENTION = 6, 3, 7  # forward
 SHAPES_OF_MUON = 30  # some products of each shape of a block's matrices
 QUERIES = 128  # of a block of `segments`
 FUSED = ("sdpa", "segments")  # backends that hold the scores of a few queries only
-MASK_BYTES = {"sdpa": 1, "segments": 0}  # on a CPU, of each pair of positions of a row; others: the size of a number
+MASKLESS = ("segments",)  # backends without a number for each pair of positions of a row, on a CPU
 # A CPU's allocator leaves holes between tensors that stay and tensors that come and go: a share of these, and, where what a
 # checkpointed block saves lies between what it frees, of a recomputed block (less if not all blocks are recomputed). More holes
 # where outputs of a layer and of its adapter come and go beside their sum, and in a forward pass that keeps nothing. It also
@@ -236,7 +236,7 @@ class _Step:
         that may be chosen, on a CPU the mask."""
         cost, tokens, length, chosen = self.inputs.cost, self.tokens, self.inputs.row_length, self.runtime.attention
         if self.inputs.device != "cuda":
-            return float(MASK_BYTES.get(chosen, self.size) * tokens * length)
+            return 0.0 if chosen in MASKLESS else float(self.size * tokens * length)
         masked = cost.masked_attention_bytes(tokens, length, self.size, self.every)
         varlen = cost.varlen_bytes(tokens, segment_room(math.ceil(self.rows * self.inputs.documents_per_row)))
         by_backend = {"sdpa": masked, "varlen": varlen, "auto": max(masked, varlen)}
