@@ -145,9 +145,9 @@ def reference(point: Point, recipe: Any, model: Any, data: Any, compute: Any) ->
     return compute.place(build(point, recipe).eval().requires_grad_(False))
 
 
-def alone(point: Point, option: str = "--one") -> dict[str, Any]:
+def alone(point: Point, *options: str) -> dict[str, Any]:
     """The measurement of a point in a fresh process."""
-    command = [sys.executable, __file__, option, json.dumps(asdict(point))]
+    command = [sys.executable, __file__, "--one", json.dumps(asdict(point)), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -172,20 +172,14 @@ def plan_inputs(point: Point) -> tuple[Any, Any]:
 
 
 def predicted(point: Point) -> dict[str, float]:
-    """Bytes by component at the moment of the point, and `total`."""
-    from fledge.plan.memory import memory_of_stage
+    """Bytes by component at the moment of the point, and `total`; `tensors`: at the moment of a step with the most of them,
+    which need not be that of the highest peak."""
+    from fledge.plan.memory import memory_of_stage, moments_of_step
 
-    memory = memory_of_stage(*plan_inputs(point), point.rows)[MOMENTS[point.moment]]
-    return {**asdict(memory), "total": memory.total, "tensors": tensors(point, memory.allocated)}
-
-
-def tensors(point: Point, at_worst: float) -> float:
-    """Bytes of tensors at the moment with the most of them, which need not be that of the highest peak."""
-    from fledge.plan.memory import moments_of_step
-
-    if point.moment != "training":
-        return at_worst
-    return max(memory.allocated for memory in moments_of_step(*plan_inputs(point), point.rows).values())
+    inputs, runtime = plan_inputs(point)
+    memory = memory_of_stage(inputs, runtime, point.rows)[MOMENTS[point.moment]]
+    moments = moments_of_step(inputs, runtime, point.rows).values() if point.moment == "training" else [memory]
+    return {**asdict(memory), "total": memory.total, "tensors": max(one.allocated for one in moments)}
 
 
 def after_probe(point: Point, probe: Point, measured: float) -> float:
@@ -202,8 +196,6 @@ def after_probe(point: Point, probe: Point, measured: float) -> float:
 def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The measured points with `predicted` bytes by component, `error`, `probed_error` where a probe has fewer rows, and
     `repeated_error` where they were measured again; errors are (predicted − measured) ÷ measured."""
-    from fledge.plan.memory_components import SPREAD
-
     families: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         families.setdefault(Point(**result["point"]).family, []).append(result)
@@ -215,7 +207,6 @@ def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             point, values = Point(**member["point"]), predicted(Point(**member["point"]))
             entry = {**member, "held_out": point.is_held_out, "predicted": values}
             entry["error"] = values["total"] / member["peak"] - 1
-            entry["above"] = member["peak"] > (1 + SPREAD) * values["total"]
             if "tensors" in member:
                 entry["tensors_error"] = values["tensors"] / member["tensors"] - 1
             if "again" in member:
@@ -223,13 +214,14 @@ def with_predictions(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if point.rows > first["point"]["rows"]:
                 corrected = after_probe(point, Point(**first["point"]), first["peak"])
                 entry["probed_error"] = corrected / member["peak"] - 1
-                entry["probed_above"] = member["peak"] > (1 + SPREAD) * corrected
             done.append(entry)
     return done
 
 
 def errors_of(results: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """The distribution of the errors under a key, in percent of the measured peak."""
+    """The distribution of the errors under a key, in percent of what was measured."""
+    from fledge.plan.memory_components import SPREAD
+
     errors = [result[key] for result in results if key in result]
     if len(errors) < 2:
         return {"points": len(errors)}
@@ -242,6 +234,7 @@ def errors_of(results: list[dict[str, Any]], key: str) -> dict[str, Any]:
         "worst_low": round(100 * min(0.0, *errors), 2),
         "worst_high": round(100 * max(0.0, *errors), 2),
         "within": {f"{band:.0%}": round(sum(size <= band for size in sizes) / len(sizes), 2) for band in BANDS},
+        "above_highest": round(sum((1 + SPREAD) * (1 + error) < 1 for error in errors) / len(errors), 3),
     }
 
 
@@ -254,13 +247,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     }
     keys = {"formula": "error", "after_probe": "probed_error", "after_probe_of_these_rows": "repeated_error",
             "tensors": "tensors_error"}  # fmt: skip
-    found: dict[str, Any] = {
-        name: {label: errors_of(group, key) for label, key in keys.items()} for name, group in groups.items()
-    }
-    for label, key in (("formula", "above"), ("after_probe", "probed_above")):
-        above = [result[key] for result in results if key in result]
-        found["all"][label]["above_highest"] = round(sum(above) / max(1, len(above)), 3)
-    return found
+    return {name: {label: errors_of(group, key) for label, key in keys.items()} for name, group in groups.items()}
 
 
 def write_out(folder: Path, results: list[dict[str, Any]]) -> None:
@@ -301,11 +288,9 @@ def plot(file: Path, results: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def measure_all(
-    points: list[Point], folder: Path | None, name: str = "measured.jsonl", option: str = "--one"
-) -> list[dict[str, Any]]:
+def measure_all(points: list[Point], folder: Path | None, name: str = "measured.jsonl", *options: str) -> list[dict[str, Any]]:
     """The measurements of points, one process after another. With a folder each is kept in its file of that name, and those
-    that are there already are not repeated. `option`: of the command that measures one."""
+    that are there already are not repeated. `options`: of the command that measures one."""
     kept = None if folder is None else folder / name
     done = {}
     if kept is not None:
@@ -314,7 +299,7 @@ def measure_all(
         done = {str(Point(**one["point"])): one for one in map(json.loads, kept.read_text().splitlines())}
     results = []
     for number, point in enumerate(points, 1):
-        result = done.get(str(point)) or {"point": asdict(point), **alone(point, option)}
+        result = done.get(str(point)) or {"point": asdict(point), **alone(point, *options)}
         results.append(result)
         if kept is not None and str(point) not in done:
             with kept.open("a") as file:
@@ -333,14 +318,16 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="predict the points of this points.jsonl, without measuring")
     parser.add_argument("--seed", type=int, default=20, help="draws the random families (default 20)")
     parser.add_argument("--again", action="store_true", help="measure each point a second time (needs --out)")
-    parser.add_argument("--tensors", action="store_true", help="measure the bytes of tensors too (needs --out)")
+    parser.add_argument(
+        "--tensors",
+        action="store_true",
+        help="measure the bytes of tensors too (needs --out); with --one, in place of the peak",
+    )
     parser.add_argument("--one", help="measure one point, given as JSON, in this process")
-    parser.add_argument("--one-tensors", help="the same of the bytes of tensors")
     chosen = parser.parse_args()
     if chosen.one:
-        return report(measure_here(Point(**json.loads(chosen.one))))
-    if chosen.one_tensors:
-        return report(tensors_here(Point(**json.loads(chosen.one_tensors))))
+        measure = tensors_here if chosen.tensors else measure_here
+        return report(measure(Point(**json.loads(chosen.one))))
     if (chosen.again or chosen.tensors) and chosen.out is None:
         parser.error("--again and --tensors need --out")
     if chosen.source is not None:
@@ -353,7 +340,7 @@ def main() -> None:
             measured = [{**one, "again": other["peak"]} for one, other in zip(measured, again, strict=True)]
         if chosen.tensors:
             plain = [point for point in points if not point.compile]  # compiled code has buffers of its own
-            sizes = {str(one["point"]): one for one in measure_all(plain, chosen.out, "tensors.jsonl", "--one-tensors")}
+            sizes = {str(one["point"]): one for one in measure_all(plain, chosen.out, "tensors.jsonl", "--tensors")}
             measured = [{**one, **sizes.get(str(one["point"]), {})} for one in measured]
     results = with_predictions(measured)
     if chosen.out is not None:

@@ -1,7 +1,7 @@
 """No log and no settings, however strange, make the doctor fail; what it says is JSON."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -63,6 +63,15 @@ def test_no_log_makes_it_fail(log):
         said = diagnose(case_of(log))
     findings = [*(one.as_dict() for one in said.found), *(one.as_dict() for one in said.unexplained)]
     json.loads(json.dumps(findings, allow_nan=False))
+
+
+@pytest.mark.parametrize("number", [1e-38, 0.3, 1e38])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_of_the_settings_makes_it_fail(name, number):
+    log = HEALTHY["pretraining"](np.random.default_rng(3))
+    with np.errstate(all="ignore"):
+        said = diagnose(case_of(replace(log, settings=replace(log.settings, **{name: number}))))
+    json.dumps([one.as_dict() for one in said.found], allow_nan=False)
 
 
 @pytest.mark.parametrize("name", HEALTHY)

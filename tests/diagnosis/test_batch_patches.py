@@ -10,9 +10,10 @@ import pytest
 from fledge.diagnosis import Case
 from fledge.diagnosis.causes import CAUSES
 from fledge.doctor.scheme_cost import batch_factor, cost_of
-from fledge.doctor.schemes import current
+from fledge.doctor.schemes import _steps, current
 from fledge.doctor.synonyms import stage_key
 from fledge.recipe import load_recipe, recipe_from_dict, to_yaml
+from fledge.recipe.units import Duration
 from fledge.sweep.space import as_overrides
 from fledge.training_log.fledge_settings import recipe_settings
 from fledge.training_log.settings import yaml_tree
@@ -38,10 +39,10 @@ BATCHES: dict[str, dict[str, Any]] = {
 ROWS = 128  # of an update, in each of them
 
 
-def recipe_file(folder: Path, batch: dict[str, Any]) -> Path:
-    """The recipe of a run of one stage of 512 tokens a row, with every key written."""
+def recipe_file(folder: Path, batch: dict[str, Any], **more: Any) -> Path:
+    """The recipe of a run of one stage of 512 tokens a row, with every key written. `more`: other keys of the stage."""
     data = {"train": "rows.jsonl", "max_seq_len": 512}
-    recipe = recipe_from_dict({"stages": {"sft": {"kind": "sft", "data": data, "batch": batch}}})
+    recipe = recipe_from_dict({"stages": {"sft": {"kind": "sft", "data": data, "batch": batch, **more}}})
     file = folder / "recipe.yaml"
     file.write_text(to_yaml(recipe), encoding="utf-8")
     return file
@@ -79,6 +80,31 @@ def test_the_recipe_takes_the_change_and_an_update_has_its_rows(tmp_path: Path, 
     assert rows == wanted[cause]
     updates = cost_of(one, patch).updates
     assert updates is not None and updates == pytest.approx(30 * ROWS / rows, abs=1)
+
+
+@pytest.mark.parametrize("cause", ["batch too small", "batch too large", "too few updates"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_stage_that_counts_updates_gets_as_many_tokens_from_smaller_or_larger_ones(
+    tmp_path: Path, cause: str, batch: str
+) -> None:
+    file = recipe_file(tmp_path, BATCHES[batch], duration="30 steps")
+    one = case(file, FIGURES[cause])
+    patch = patch_of(cause, one)
+    changed = load_recipe([str(file)], as_overrides(patch)).stages["sft"]
+    rows = changed.batch.global_batch_rows(512)
+    steps = Duration.parse(changed.duration).amount
+    assert steps == (200 if cause == "too few updates" else pytest.approx(30 * ROWS / rows, abs=1))
+    cost = cost_of(one, patch)
+    assert cost.updates == steps
+    assert cost.tokens == pytest.approx(30 * 65_000 * (steps * rows) / (30 * ROWS), rel=1e-3)
+    (step,) = _steps(one, patch)
+    assert step.patch == patch
+
+
+def test_the_cost_of_a_batch_in_a_stage_that_counts_updates_is_that_of_its_rows(tmp_path: Path) -> None:
+    one = case(recipe_file(tmp_path, BATCHES["rows"], duration="30 steps"), FIGURES["batch too large"])
+    halved = cost_of(one, {"stages.sft.batch.micro_batch_size": 8})
+    assert (halved.updates, halved.tokens) == (30, 15 * 65_000)
 
 
 def test_a_warm_up_of_the_batch_stays_where_it_still_grows(tmp_path: Path) -> None:

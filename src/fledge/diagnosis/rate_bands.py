@@ -61,7 +61,7 @@ def _size(facts: Facts) -> RunSize | None:
         return None
     batch = facts.batch_tokens or threshold("expectations", "unknown_batch_tokens")
     tokens = facts.tokens or batch * steps
-    return RunSize(round(facts.width), max(1, round(batch)), max(1, round(steps)), max(1, round(tokens)))
+    return RunSize(max(1, round(facts.width)), max(1, round(batch)), max(1, round(steps)), max(1, round(tokens)))
 
 
 def _with_any_batch(size: RunSize, facts: Facts, *between: RunSize) -> list[RunSize]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fledge.diagnosis import Case
-from fledge.diagnosis.causes.batch import is_counted_in_tokens, micro_batches
+from fledge.diagnosis.causes.batch import is_counted_in_tokens, is_counted_in_updates, micro_batches
 from fledge.diagnosis.facts import facts_of
 from fledge.doctor.synonyms import stage_key
 from fledge.recipe.units import Duration
@@ -63,7 +63,7 @@ def _longer(case: Case, values: Mapping[str, Any], larger: float) -> float:
     """Tokens of the stage with the change ÷ before."""
     written, settings = values.get("duration"), case.settings
     if not isinstance(written, str):
-        return 1.0
+        return larger if is_counted_in_updates(case) else 1.0
     duration = Duration.parse(written)
     facts = facts_of(case)
     before = {"epochs": settings.epochs, "steps": facts.whole_steps, "tokens": facts.tokens}[duration.unit]

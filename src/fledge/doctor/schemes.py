@@ -10,7 +10,7 @@ from typing import Any
 
 from fledge.diagnosis import Case, Diagnosis
 from fledge.diagnosis.causes import CAUSES
-from fledge.diagnosis.causes.batch import micro_batches
+from fledge.diagnosis.causes.batch import is_counted_in_updates, micro_batches
 from fledge.diagnosis.facts import facts_of
 from fledge.doctor.examination import Examination
 from fledge.doctor.scheme_cost import ACCUMULATION, MICRO, PER_STEP, Cost, batch_factor, cost_of
@@ -24,7 +24,7 @@ MUCH_HIGHER = 3.0  # times a rate before, from which the aggressive scheme warms
 LONGER_WARMUP = 0.05
 RATE, WARMUP, DURATION = "optimizer.learning_rate", "schedule.warmup", "duration"
 OF_LENGTH = (DURATION, "early_stopping", "select_checkpoint")
-CLEANING = "data.clean."
+CLEANING, BATCH = "data.clean.", "batch."
 BY_VALIDATION = (*OF_LENGTH, CLEANING)  # beginnings of keys whose change the training loss does not show
 ROUNDING = 1.1  # a rate that was rounded is at most so much outside of its band
 SURE = ("certain", "likely")
@@ -205,13 +205,15 @@ def _shorter_way(case: Case, target: str) -> str:
 
 
 def _steps(case: Case, patch: Mapping[str, Any]) -> Iterator[SchemeStep]:
-    """One change after another: keys of the batch belong together, and what drops rows with how long the others are read."""
+    """One change after another: keys of the batch belong together, and how long rows are read belongs to what drops some of
+    them, and to a batch of a stage that counts updates."""
     groups: dict[str, dict[str, Any]] = {}
-    drops_rows = any(stage_key(key).startswith(CLEANING) for key in patch)
+    begins = [begin for begin in (CLEANING, BATCH) if any(stage_key(key).startswith(begin) for key in patch)]
+    of_length = next((one for one in begins if one == CLEANING or is_counted_in_updates(case)), DURATION)
     for key, value in patch.items():
         own = stage_key(key)
-        together = "batch." if own.startswith("batch.") else CLEANING if own.startswith(CLEANING) else own
-        groups.setdefault(CLEANING if own == DURATION and drops_rows else together, {})[key] = value
+        together = next((begin for begin in begins if own.startswith(begin)), own)
+        groups.setdefault(of_length if own == DURATION else together, {})[key] = value
     for values in groups.values():
         yield SchemeStep(patch=values, look=_look_at_validation(case, list(values)) or _look(case))
 
@@ -321,7 +323,7 @@ def _duration_effect(case: Case, patch: Mapping[str, Any], value: Any) -> str | 
 EFFECTS: dict[str, Callable[[Case, Mapping[str, Any], Any], str | None]] = {
     RATE: _rate_effect,
     WARMUP: _warmup_effect,
-    "batch.": _batch_effect,
+    BATCH: _batch_effect,
     CLEANING: _cleaning_effect,
     DURATION: _duration_effect,
 }

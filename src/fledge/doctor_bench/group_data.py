@@ -114,11 +114,8 @@ def article_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
     """Articles of an encyclopedia and Tang poems, instructions of Alpaca, and pairs of ChatLM's answers with worse forms."""
     data = real_data()
     articles = (data / "llamafactory" / "wiki_demo.txt").read_text(encoding="utf-8")
-    questions = _chatlm(data)
-    pairs = [
-        with_a_worse_one(row["prompt"], row["response"], n % 2 == 0) for n, row in enumerate(questions[len(questions) // 2 :])
-    ]
-    return _tables(seed, languages, _paragraphs(articles) + _poems(data, "poet.tang.30000"), _alpaca(data), pairs)
+    texts, rows = _paragraphs(articles) + _poems(data, "poet.tang.30000"), _chatlm(data)
+    return _tables(seed, languages, texts, _alpaca(data), _worse_pairs(rows[len(rows) // 2 :]))
 
 
 def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
@@ -131,9 +128,8 @@ def question_rows(seed: int, languages: str, folder: Path) -> dict[str, Rows]:
     texts = [piece for page in long for piece in _paragraphs(page[: 8 * PARAGRAPH])]
     rows = _chatlm(data)
     half = len(rows) // 2
-    pairs = [with_a_worse_one(row["prompt"], row["response"], number % 2 == 0) for number, row in enumerate(rows[:half])]
     questions = [conversation(row["prompt"], row["response"]) for row in rows[half:]]
-    return _tables(seed, languages, texts + _poems(data, "poet.tang.1000"), questions, pairs)
+    return _tables(seed, languages, texts + _poems(data, "poet.tang.1000"), questions, _worse_pairs(rows[:half]))
 
 
 def _tables(
@@ -161,6 +157,10 @@ def _chatlm(data: Path) -> list[dict[str, Any]]:
 
     names = ("my_train_dataset_3k", "my_test_dataset_2k", "my_valid_dataset_1k")
     return [row for name in names for row in pyarrow.parquet.read_table(data / "chatlm" / f"{name}.parquet").to_pylist()]
+
+
+def _worse_pairs(rows: Sequence[Mapping[str, Any]]) -> list[Row | None]:
+    return [with_a_worse_one(row["prompt"], row["response"], number % 2 == 0) for number, row in enumerate(rows)]
 
 
 def _json(data: Path, name: str) -> list[Mapping[str, Any]]:

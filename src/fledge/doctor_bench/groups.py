@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 DECODER = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 128, "qk_norm": True}
 SMALL: dict[str, Any] = {**DECODER, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 128}
 LARGER: dict[str, Any] = {**DECODER, "hidden_size": 96, "num_hidden_layers": 3, "intermediate_size": 256}
 MIDDLE: dict[str, Any] = {**DECODER, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 176}
+
+Part = Literal["quick", "dev", "held-out", "second", "third", "fourth", "fifth"]
+QUICK = "quick"
+PARTS, TUNED_ON = tuple(part for part in get_args(Part) if part != QUICK), (QUICK, "dev")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,7 @@ class Group:
     """
 
     name: str
-    part: Literal["quick", "dev", "held-out", "second", "third", "fourth", "fifth"]
+    part: Part
     model: Mapping[str, Any]
     shapes: tuple[str, ...]
     source: str = "world"
@@ -80,5 +84,3 @@ GROUPS: dict[str, Group] = {
         Group(name="stages-6", part="fifth", model=DEEPER, shapes=OTHER_STAGES, data_seed=54),
     )
 }
-PARTS, TUNED_ON = ("dev", "held-out", "second", "third", "fourth", "fifth"), ("quick", "dev")
-QUICK = "quick"

@@ -4,7 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-GROUPS = ("dev", "held-out", "second", "third", "fourth", "fifth", "all")
+from fledge.doctor_bench.groups import PARTS
+
 DEFAULT_OUT = "doctor-bench"
 
 
@@ -13,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a look whether everything works, in less than a minute")
     parser.add_argument(
         "--group", default="dev", metavar="NAME",
-        help=f"{', '.join(GROUPS)}, or the name of one group (default dev); the others need frozen thresholds",
+        help=f"{', '.join([*PARTS, 'all'])}, or the name of one group (default dev); the others need frozen thresholds",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=_path, default=Path(DEFAULT_OUT), metavar="DIR", help=f"folder of the results (default {DEFAULT_OUT})"

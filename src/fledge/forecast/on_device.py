@@ -30,13 +30,12 @@ DRIFT = 0.08  # share by which the speed of a machine drifts between a probe and
 class StageOnDevice:
     """A stage on a device. `share`: what each of several devices computes of an update. `moments`: memory of a training step,
     an evaluation, saving and so on, by formula; `fit`: what fits into memory, and what would make it fit; `measured`: bytes
-    that a probe held at most, which `fit` goes by. `highest`: bytes that a peak may reach. `time`: None where the speed of the
-    device is not known."""
+    that a probe held at most, which `fit` goes by. `kind`: of the device. `time`: None where its speed is not known."""
 
     share: DeviceBatch
     moments: dict[str, Memory]
     fit: Fit
-    highest: float
+    kind: str
     time: StageTime | None
     measured: int | None = None
 
@@ -49,6 +48,11 @@ class StageOnDevice:
     def needed(self) -> float:
         """Bytes of the stage."""
         return self.fit.needs
+
+    @property
+    def highest(self) -> float:
+        """Bytes that a peak may reach."""
+        return highest_peak(self.needed, self.worst[1], self.kind, is_measured=self.measured is not None)
 
     @property
     def fits(self) -> bool:
@@ -95,13 +99,11 @@ def stage_on_device(inputs: StageInputs, target: Target, probed: ProbedStage | N
     )
     if measured is not None:
         plan = replace(plan, probe=MemoryProbe(needs, runtime, share.micro, measured - plan.needs))
-    moments, fit = memory_of_stage(needs, runtime, share.micro), what_would_fit(plan, target.memory)
-    worst = max(moments.values(), key=lambda memory: memory.total)
     return StageOnDevice(
         share=share,
-        moments=moments,
-        fit=fit,
-        highest=highest_peak(fit.needs, worst, target.kind, is_measured=measured is not None),
+        moments=memory_of_stage(needs, runtime, share.micro),
+        fit=what_would_fit(plan, target.memory),
+        kind=target.kind,
         time=_estimated(inputs, target, share) if probed is None else _probed(inputs, probed),
         measured=measured,
     )

@@ -115,7 +115,7 @@ def memory_lines(one: StageOnDevice, name: str) -> Iterator[str]:
     moment, memory = one.worst
     parts = sorted(asdict(memory).items(), key=lambda item: -item[1])
     most = named({part.replace("_", " "): gib(size) for part, size in parts if size > SHOWN_SHARE * one.needed})
-    is_sure = one.fits and one.highest <= one.fit.available
+    is_sure = one.highest <= one.fit.available
     verdict = "it fits" if is_sure else "it fits if the peak is no higher" if one.fits else "it does not fit"
     worst = localized_head(moment)
     yield f"memory: about {gib(one.needed)} of {gib(one.fit.available)} GiB, {verdict}; most in a {worst}: {most}"

@@ -27,6 +27,14 @@ def embedding_parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool
     return vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
 
 
+FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")  # each expert has its own
+
+
+def experts_of_token(config: ModelConfig) -> int:
+    """Number of feed-forward parts that a token passes in a block: 1 in a dense one, else routed and shared experts."""
+    return 1 if config.moe is None else config.moe.num_experts_per_tok + config.moe.num_shared_experts
+
+
 def linear_layers(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the linear layers of a dense block of a native decoder, by name."""
     width, queries, keys = config.hidden_size, config.attention_size, config.head_size * config.num_key_value_heads
@@ -55,7 +63,7 @@ def parameters(config: ModelConfig, vocab_size: int, has_lm_head: bool = True) -
         shared_gate = 1 if config.moe.num_shared_experts else 0  # the sigmoid that scales the shared experts
         router = width * (config.moe.num_experts + shared_gate)
         all_experts = router + expert * (config.moe.num_experts + config.moe.num_shared_experts)
-        active_experts = router + expert * (config.moe.num_experts_per_tok + config.moe.num_shared_experts)
+        active_experts = router + expert * experts_of_token(config)
     head_rows, tables = vocab_size if has_lm_head else 1, embedding_parameters(config, vocab_size, has_lm_head)
     layers = config.num_hidden_layers
     rest = tables + width + layers * (attention + vectors)
@@ -198,15 +206,13 @@ class ModelCost:
         of one shape in 2 bytes a number, of at most MUON_STACK numbers."""
         if optimizer != "muon":
             return 0.0
-        config, moe = self.config, self.config.moe
-        width, inner = config.hidden_size, config.intermediate_size
-        queries, keys = config.attention_size, config.head_size * config.num_key_value_heads
-        experts = 1 if moe is None else moe.num_experts
+        config = self.config
+        experts = 1 if config.moe is None else config.moe.num_experts
         numbers: Counter[tuple[int, int]] = Counter()
-        shapes = ((inner, width), 2 * experts), ((width, inner), experts), ((queries, width), 1), ((width, queries), 1)
-        for (rows, columns), count in (*shapes, ((keys, width), 2)):
-            numbers[rows, columns] += config.num_hidden_layers * count * rows * columns
-        return 12.0 * min(max(numbers.values()), max(MUON_STACK, experts * width * inner))
+        for name, (inputs, outputs) in linear_layers(config).items():
+            count = experts if name in FEED_FORWARD else 1
+            numbers[inputs, outputs] += config.num_hidden_layers * count * inputs * outputs
+        return 12.0 * min(max(numbers.values()), max(MUON_STACK, experts * config.hidden_size * config.intermediate_size))
 
     def block_bytes(self, size: int, compiled: bool) -> float:
         """Bytes that one block saves per token for the backward pass, at `size` bytes a number, with `blocked` attention.
@@ -273,8 +279,8 @@ class ModelCost:
         """The most that a forward pass without gradients holds of a micro-batch: input and norm of a block, and in the norm two
         float32 copies, or in attention q, k, v and four arrays of `scores`, or in the feed-forward part gate, up, silu(gate)
         and their product. `scores`: float32 numbers of attention that a token has at a time."""
-        config, moe = self.config, self.config.moe
-        width, active = config.hidden_size, 1 if moe is None else moe.num_experts_per_tok + moe.num_shared_experts
+        config = self.config
+        width, active = config.hidden_size, experts_of_token(config)
         heads = size * (config.attention_size + 2 * config.head_size * config.num_key_value_heads) + 4 * 4 * scores
         return tokens * (2 * size * width + max(8 * width, heads, size * 4 * active * config.intermediate_size))
 
@@ -284,8 +290,7 @@ class ModelCost:
         values, those of queries, and five arrays of `scores` (as in `forward_bytes`), in low precision eight, because products
         are widened; and of the block's output. With the routed experts their rows and copies of weights are done with too."""
         config, moe = self.config, self.config.moe
-        active = 1 if moe is None else moe.num_experts_per_tok + moe.num_shared_experts
-        inner = size * active * config.intermediate_size
+        inner = size * experts_of_token(config) * config.intermediate_size
         freed = 3 * inner * tokens
         if moe is not None:
             freed += tokens * size * moe.num_experts_per_tok * (config.intermediate_size + config.hidden_size)

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-RESERVED = (1.08, 1.41)  # a CUDA allocator's reserved ÷ allocated bytes in the literature, least and most
+MOST_RESERVED = 1.41  # a CUDA allocator's reserved ÷ allocated bytes, of which 1.08 to 1.41 are published
 # Peaks of equal runs on a CPU differ by up to 7 %, because its allocator gives memory back at some moments and not at others;
 # all but a few of benchmarks/plan_memory.py lie less than this above the estimate.
 SPREAD = 0.1
@@ -48,4 +48,4 @@ def highest_peak(needs: float, memory: Memory, device: str, *, is_measured: bool
     component; `is_measured`: a probe corrected the estimate."""
     if device == "cpu" or is_measured:
         return (1 + SPREAD) * needs
-    return memory.reserve + RESERVED[1] * memory.allocated
+    return memory.reserve + MOST_RESERVED * memory.allocated

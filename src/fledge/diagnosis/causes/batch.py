@@ -13,6 +13,7 @@ from fledge.diagnosis.thresholds import threshold
 SMALL, LARGE, FEW = "batch too small", "batch too large", "too few updates"
 UNDERDONE = ("not learning", "slow learning", "high level")
 NOISY = ("oscillation", "loss spikes", "divergence")
+ENOUGH_UPDATES = 200  # that a stage of too few ones is to have
 
 
 def _limit(name: str) -> float:
@@ -22,6 +23,17 @@ def _limit(name: str) -> float:
 def is_counted_in_tokens(case: Case) -> bool:
     """Whether the recipe of a run of fledge gives the size of an update in tokens."""
     return bool(case.log.stage) and case.settings.other.get("batch.tokens_per_step") is not None
+
+
+def is_counted_in_updates(case: Case) -> bool:
+    """Whether the recipe of a run of fledge gives the length of the stage in updates. It does not grow longer then with smaller
+    updates, as one of so many epochs or tokens does."""
+    from fledge.recipe.units import Duration
+
+    try:
+        return bool(case.log.stage) and Duration.parse(str(case.settings.other.get("duration"))).unit == "steps"
+    except ValueError:
+        return False
 
 
 def micro_batches(case: Case) -> int:
@@ -47,12 +59,21 @@ def resized(case: Case, accumulation: int, **more: Any) -> dict[str, Any] | None
     return {**{f"stages.{case.log.stage}.batch.{name}": None for name in out}, **changed}
 
 
+def _of_same_tokens(case: Case, changed: dict[str, Any] | None, share: float) -> dict[str, Any] | None:
+    """A change to updates of such a share of the rows, with as many tokens in all where the recipe counts updates."""
+    steps = case.settings.steps or case.value("plan/steps")
+    wanted = steps / share if steps and share else math.inf
+    if changed is None or not is_counted_in_updates(case) or not math.isfinite(wanted):
+        return changed
+    return {**changed, **(patch(case, duration=f"{max(1, round(wanted))} steps") or {})}
+
+
 def _enlarged(case: Case, times_as_large: int) -> dict[str, Any] | None:
     """A change to updates of so many times as many rows. For a run of fledge the micro-batches are written with their number:
     it may have computed others than its recipe has, and a recipe counts the rows of all processes."""
     rows = case.settings.micro_batch_rows
     more = {"micro_batch_size": int(rows)} if case.log.stage and rows else {}
-    return resized(case, times_as_large * micro_batches(case), **more)
+    return _of_same_tokens(case, resized(case, times_as_large * micro_batches(case), **more), times_as_large)
 
 
 def _diminished(case: Case, rows: float) -> dict[str, Any] | None:
@@ -65,7 +86,8 @@ def _diminished(case: Case, rows: float) -> dict[str, Any] | None:
     micro = max(1, round(own / parts))
     if settings.batch_rows and parts * micro * processes >= settings.batch_rows:
         return None
-    return resized(case, parts, micro_batch_size=micro)
+    share = parts * micro * processes / settings.batch_rows if settings.batch_rows else 1.0
+    return _of_same_tokens(case, resized(case, parts, micro_batch_size=micro), share)
 
 
 def _noise_share(case: Case) -> float | None:
@@ -161,7 +183,10 @@ def few(case: Case) -> Sign | None:
         return None
     rows = case.settings.batch_rows
     hint = "train for more epochs, or make an update of fewer rows"
-    smaller = _diminished(case, rows * steps / 200) if rows and rows > 4 else None
+    longer = patch(case, duration=f"{round(max(ENOUGH_UPDATES, 4 * steps))} steps")
+    smaller = _diminished(case, rows * steps / ENOUGH_UPDATES) if rows and rows > 4 else None
+    if smaller and is_counted_in_updates(case):
+        smaller |= patch(case, duration=f"{ENOUGH_UPDATES} steps") or {}
     return sign(
         FEW,
         "certain" if steps < _limit("certain_updates") else "likely" if is_far_too_few or symptoms else "possible",
@@ -170,7 +195,7 @@ def few(case: Case) -> Sign | None:
         proof="train from the same start with four times as many updates: the loss falls lower",
         evidence={"updates": steps, "rows_of_update": rows, "symptoms": symptoms, "late_fall": late},
         severity="warning",
-        patch=smaller or patch(case, duration=f"{round(max(200, 4 * steps))} steps"),
+        patch=smaller or longer,
         steps=span(case.log.get("train/loss")),
     )
 
