@@ -17,7 +17,7 @@ from fledge.findings import Finding
 from fledge.model.cost import ModelCost
 from fledge.model.start_models import StartModels
 from fledge.plan import StagePlan, check_settings_have_effect, plan_stage, with_recorded_settings, without_warmup
-from fledge.plan.critic import PlannedStage, gpu_capability, plan_warnings
+from fledge.plan.critic import PlannedStage, cpu_has_bf16, gpu_capability, plan_warnings
 from fledge.plan.horizon import TrainingHorizon, sized_batch
 from fledge.plan.prompt_sharing import share_prompts
 from fledge.plan.stage import check_labels
@@ -337,9 +337,10 @@ class Preparation:
     def planned(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> PlannedStage:
         """A stage as the critic reads it; `stage` has numbers in place of `auto`."""
         cost, fresh = self.model_cost(name, tokenizer), self.start_models.of_stage(name).are_fresh
-        capability = gpu_capability(self.recipe.runtime)
+        runtime = self.recipe.runtime
         return PlannedStage(name=name, recipe=self.recipe, stage=stage, plan=plan, train=data.train, validation=data.validation,
-                            report=data.report, cost=cost, starts_fresh=fresh, capability=capability)  # fmt: skip
+                            report=data.report, cost=cost, starts_fresh=fresh, capability=gpu_capability(runtime),
+                            cpu_has_bf16=cpu_has_bf16(runtime))  # fmt: skip
 
     def _warnings(self, name: str, tokenizer: Tokenizer, data: StageDataset, stage: Stage, plan: StagePlan) -> list[Finding]:
         """What is doubtful about the plan of a stage."""

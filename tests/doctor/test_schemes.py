@@ -1,10 +1,11 @@
 """The three schemes: their numbers, their costs, and that recipes take them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fledge.diagnosis import Diagnoses, Diagnosis, Figure, Sign
+from fledge.diagnosis import Case, Diagnoses, Diagnosis, Figure, Sign
 from fledge.diagnosis.diagnose import add_own_figures
 from fledge.doctor.as_json import as_json
 from fledge.doctor.examination import Examination
@@ -111,6 +112,9 @@ def test_costs_are_the_runs_own_figures() -> None:
     smaller = cost_of(case, {"stages.sft.batch.micro_batch_size": 8, "stages.sft.batch.gradient_accumulation_steps": 1})
     assert (smaller.updates, smaller.tokens, smaller.seconds) == (1600, 3_276_800, 200.0)
     assert smaller.memory.startswith("less than before")
+    short = Case(log=replace(case.log, settings=replace(case.settings, context=256)), figures=case.figures)
+    wider = cost_of(short, {"stages.sft.data.max_seq_len": 512})
+    assert (wider.updates, wider.tokens, wider.seconds) == (200, 3_276_800, 200.0) and wider.memory.startswith("up to 2 times")
     steps = cost_of(case, {"stages.sft.duration": "800 steps"})
     assert (steps.updates, steps.tokens) == (800, 6_553_600)
 

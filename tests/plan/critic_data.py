@@ -117,8 +117,9 @@ class Critic:
         self._data: dict[str, StageDataset] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
 
-    def findings(self, recipe: Recipe, gpu: tuple[int, int] | None = None) -> list[Finding]:
-        """The findings of all stages of a recipe. `gpu`: compute capability of the GPU that would train it."""
+    def findings(self, recipe: Recipe, gpu: tuple[int, int] | None = None, cpu_has_bf16: bool | None = None) -> list[Finding]:
+        """The findings of all stages of a recipe. `gpu`: compute capability of the GPU that would train it; `cpu_has_bf16`:
+        whether the CPU that would multiplies bf16."""
         preparation, found = Preparation(recipe, lambda text: None), list[Finding]()
         tokenizer = self._tokenizer(recipe, preparation)
         for name, stage in recipe.stages.items():
@@ -128,7 +129,7 @@ class Critic:
             prepared = preparation.prepare(name, tokenizer, self._data[key])
             planned = preparation.planned(name, tokenizer, prepared.data, prepared.stage, prepared.plan)
             assert prepared.warnings == [one for one in plan_findings(planned) if one.severity != "info"]
-            found += plan_findings(replace(planned, capability=gpu))
+            found += plan_findings(replace(planned, capability=gpu, cpu_has_bf16=cpu_has_bf16))
         return found
 
     def _tokenizer(self, recipe: Recipe, preparation: Preparation) -> Tokenizer:

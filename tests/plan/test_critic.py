@@ -25,15 +25,15 @@ def critic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Critic]:
     os.chdir(before)
 
 
-def gpu_of(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """The compute capability that an entry names."""
-    return tuple(entry["gpu"]) if "gpu" in entry else None
+def device_of(entry: dict[str, Any]) -> tuple[tuple[int, int] | None, bool | None]:
+    """The compute capability that an entry names, and whether its CPU multiplies bf16."""
+    return tuple(entry["gpu"]) if "gpu" in entry else None, entry.get("cpu_has_bf16")
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_mistake_is_named_and_its_patch_takes_it_away(critic: Critic, name: str) -> None:
     entry = PLANTED[name]
-    found = critic.findings(recipe_of(entry), gpu_of(entry))
+    found = critic.findings(recipe_of(entry), *device_of(entry))
     assert {one.check for one in found} == set(entry["finds"]), [(one.check, one.message) for one in found]
     for one in found:
         assert one.message and one.hint and one.evidence and one.confidence in ("certain", "likely", "possible")
@@ -41,7 +41,7 @@ def test_a_planted_mistake_is_named_and_its_patch_takes_it_away(critic: Critic, 
         if one.patch is None:
             assert one.check in WITHOUT_PATCH, one.message
             continue
-        left = critic.findings(recipe_of(entry, one.patch), gpu_of(entry))
+        left = critic.findings(recipe_of(entry, one.patch), *device_of(entry))
         assert one.check not in {other.check for other in left}, (one.patch, [other.message for other in left])
         new = {other.check for other in left if other.severity != "info"} - set(entry["finds"])
         assert not new, (one.patch, [other.message for other in left])
@@ -49,7 +49,7 @@ def test_a_planted_mistake_is_named_and_its_patch_takes_it_away(critic: Critic, 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_recipe_is_silent(critic: Critic, name: str) -> None:
-    found = critic.findings(recipe_of(GOOD[name]), gpu_of(GOOD[name]))
+    found = critic.findings(recipe_of(GOOD[name]), *device_of(GOOD[name]))
     assert found == [], [(one.check, one.message) for one in found]
 
 

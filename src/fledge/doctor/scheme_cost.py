@@ -11,6 +11,7 @@ from fledge.doctor.synonyms import stage_key
 from fledge.recipe.units import Duration
 
 MICRO, ACCUMULATION, PER_STEP = "batch.micro_batch_size", "batch.gradient_accumulation_steps", "batch.tokens_per_step"
+CONTEXT = "data.max_seq_len"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def cost_of(case: Case, patch: Mapping[str, Any]) -> Cost:
 
 
 def batch_factor(case: Case, values: Mapping[str, Any]) -> float:
-    """Rows of an update with the change ÷ before; 1 where one of them is not known."""
+    """Tokens of an update with the change ÷ before, of rows that are full; 1 where one of them is not known."""
     settings, per_step = case.settings, values.get(PER_STEP)
     if isinstance(per_step, int | float) and settings.batch_tokens:
         return float(per_step) / settings.batch_tokens
@@ -54,9 +55,16 @@ def batch_factor(case: Case, values: Mapping[str, Any]) -> float:
         return 1.0
     micro, written = settings.micro_batch_rows, float(micro_batches(case))
     new_micro, new_accumulation = values.get(MICRO), values.get(ACCUMULATION, written)
+    longer = _context_factor(case, values)
     if not micro or not isinstance(new_micro, int | float):
-        return float(new_accumulation) / written if ACCUMULATION in values else 1.0
-    return float(new_micro) * float(new_accumulation) / (micro * written)
+        return longer * (float(new_accumulation) / written if ACCUMULATION in values else 1.0)
+    return longer * float(new_micro) * float(new_accumulation) / (micro * written)
+
+
+def _context_factor(case: Case, values: Mapping[str, Any]) -> float:
+    """Tokens of a row with the change ÷ before; 1 where one of them is not known."""
+    before, after = case.settings.context, values.get(CONTEXT)
+    return float(after) / before if before and isinstance(after, int | float) else 1.0
 
 
 def _longer(case: Case, values: Mapping[str, Any], larger: float) -> float:
@@ -79,10 +87,13 @@ def _step_seconds(case: Case) -> float | None:
 
 def _memory(case: Case, values: Mapping[str, Any]) -> str:
     before, after = case.settings.micro_batch_rows, values.get(MICRO)
+    grown = _context_factor(case, values)
+    if before and isinstance(after, int | float):
+        grown *= after / before
     peak = case.log.get("system/peak_memory_bytes") or case.log.get("system/memory_bytes")
     known = "" if peak is None else f", {float(peak.values.max()) / 2**30:.2f} GiB were measured"
-    if not before or not isinstance(after, int | float) or after == before:
+    if grown == 1:
         return f"as before{known}"
-    if after < before:
-        return f"less than before{known}: a micro-batch has {after:,.0f} rows instead of {before:,.0f}"
-    return f"up to {after / before:.2g} times as much for activations{known}: `fledge plan` says it exactly"
+    if grown < 1:
+        return f"less than before{known}: a micro-batch has {grown:.2g} times as many tokens"
+    return f"up to {grown:.2g} times as much for activations{known}: `fledge plan` says it exactly"

@@ -15,7 +15,7 @@ from fledge.model.cost import ModelCost
 from fledge.pipeline import prepare_stage
 from fledge.plan import plan_stage
 from fledge.plan.bands import Band, BandInputs, bands_of
-from fledge.plan.critic import PlannedStage, gpu_capability, plan_findings
+from fledge.plan.critic import PlannedStage, cpu_has_bf16, gpu_capability, plan_findings
 from fledge.plan.devices import Device
 from fledge.plan.horizon import pinned_batch, sized_batch
 from fledge.plan.memory import divided_batch
@@ -210,6 +210,11 @@ class _Known:
         """Of the GPU that the critic has in mind, as in `gpu_capability`."""
         return gpu_capability(self.preparation.recipe.runtime) if self.card is None else self.card.capability
 
+    @property
+    def cpu_has_bf16(self) -> bool | None:
+        """Of the CPU that the critic has in mind, as in `PlannedStage`."""
+        return cpu_has_bf16(self.preparation.recipe.runtime) if self.card is None else None
+
     def cost(self, name: str) -> ModelCost:
         """Sizes and cost of a stage's model."""
         if self.tokenizer is None:
@@ -222,7 +227,7 @@ class _Known:
         prepared = prepare_stage(self.preparation, name, self.tokenizer, self.console)
         cost = self.cost(name)
         planned = self.preparation.planned(name, self.tokenizer, prepared.data, prepared.stage, prepared.plan)
-        planned = replace(planned, capability=self.capability)
+        planned = replace(planned, capability=self.capability, cpu_has_bf16=self.cpu_has_bf16)
         runtime = self.preparation.recipe.runtime
         inputs = replace(
             stage_inputs(prepared, cost, runtime, starts_fresh=planned.starts_fresh),
@@ -254,7 +259,8 @@ class _Known:
             is_for_this_machine=False,
         )
         planned = PlannedStage(name=name, recipe=recipe, stage=resolved, plan=plan, train=train, validation=None, report=None,
-                               cost=cost, starts_fresh=inputs.starts_fresh, capability=self.capability)  # fmt: skip
+                               cost=cost, starts_fresh=inputs.starts_fresh, capability=self.capability,
+                               cpu_has_bf16=self.cpu_has_bf16)  # fmt: skip
         return KnownStage(inputs, plan_findings(planned), [])
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fledge.distributed.fsdp import all_gather_like, get_local_tensor, local_shard_like
+from fledge.model.cpu_products import multiplies_bf16
 from fledge.optim.skip_step import SkipStepOptimizer, masked_copy_
 
 aten: Any = torch.ops.aten  # for `_foreach` operations: one launch for many tensors
@@ -32,10 +33,7 @@ def orthogonal_dtype(device: torch.device) -> torch.dtype:
 
     The choice depends only on the machine, so a resumed run computes with the dtype of the interrupted run.
     """
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else multiplies_bf16()
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -49,7 +49,7 @@ CHECKS = (
     Check("dropout in one epoch", model.dropout_in_one_epoch),
     Check("large vocabulary", model.large_vocabulary, of_run=True),
     Check("unbalanced experts", model.unbalanced_experts, of_run=True),
-    Check("precision", machine.fp16_without_need, of_run=True),
+    Check("precision", machine.precision, of_run=True),
 )
 
 

@@ -9,6 +9,7 @@ from fledge.data import FORMATS, DataReport, PackedDataset
 from fledge.errors import FledgeError
 from fledge.findings import Confidence, Finding, Severity
 from fledge.model.cost import ModelCost
+from fledge.model.cpu_products import multiplies_bf16
 from fledge.plan.horizon import compute_steps, pinned_batch
 from fledge.plan.lr_schedule import learning_rate
 from fledge.plan.row_length import keys_of_length
@@ -28,7 +29,8 @@ class PlannedStage:
 
     `train`, `validation`: its data. `report`: what became of the rows of the data; None: they are not at hand, and `train` only
     has as many tokens. `cost`: of its model. `starts_fresh`: whether that starts from fresh weights. `capability`: of the GPU
-    that trains, as in `gpu_capability`.
+    that trains, as in `gpu_capability`. `cpu_has_bf16`: whether the CPU that trains multiplies bf16; None: not known, or no CPU
+    trains.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PlannedStage:
     cost: ModelCost
     starts_fresh: bool
     capability: tuple[int, int] | None
+    cpu_has_bf16: bool | None = None
 
     @property
     def width(self) -> int:
@@ -165,6 +168,14 @@ def gpu_capability(runtime: RuntimeConfig) -> tuple[int, int] | None:
     if runtime.device == "cpu" or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_capability()
+
+
+def cpu_has_bf16(runtime: RuntimeConfig) -> bool | None:
+    """Whether the CPU that a run of these settings uses multiplies bf16; None where that is not known, or it uses a GPU."""
+    import torch
+
+    uses_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
+    return multiplies_bf16() if uses_cpu else None
 
 
 def counted(count: int, noun: str) -> str:
