@@ -42,7 +42,8 @@ ROWS = 128  # of an update, in each of them
 def recipe_file(folder: Path, batch: dict[str, Any], **more: Any) -> Path:
     """The recipe of a run of one stage of 512 tokens a row, with every key written. `more`: other keys of the stage."""
     data = {"train": "rows.jsonl", "max_seq_len": 512}
-    recipe = recipe_from_dict({"stages": {"sft": {"kind": "sft", "data": data, "batch": batch, **more}}})
+    stage = {"kind": "sft", "data": data, "batch": batch, **more}
+    recipe = recipe_from_dict({"model": {"max_position_embeddings": 2048}, "stages": {"sft": stage}})
     file = folder / "recipe.yaml"
     file.write_text(to_yaml(recipe), encoding="utf-8")
     return file
@@ -99,6 +100,30 @@ def test_a_stage_that_counts_updates_gets_as_many_tokens_from_smaller_or_larger_
     assert cost.tokens == pytest.approx(30 * 65_000 * (steps * rows) / (30 * ROWS), rel=1e-3)
     (step,) = _steps(one, patch)
     assert step.patch == patch
+
+
+@pytest.mark.parametrize("duration", ["2 epochs", "30 steps"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_longer_rows_leave_an_update_its_tokens(tmp_path: Path, batch: str, duration: str) -> None:
+    file = recipe_file(tmp_path, BATCHES[batch], duration=duration)
+    one = case(file, {})
+    one.add("data", {"data/truncated_share": 0.6})
+    patch = patch_of("context cuts answers", one)
+    changed = load_recipe([str(file)], as_overrides(patch)).stages["sft"]
+    assert changed.data.max_seq_len == 1024
+    assert changed.batch.global_batch_rows(1024) == ROWS // 2
+    assert changed.duration == load_recipe([str(file)]).stages["sft"].duration
+    cost = cost_of(one, patch)
+    assert (cost.updates, cost.tokens) == (30, 30 * 65_000)
+    (step,) = _steps(one, patch)
+    assert step.patch == patch
+
+
+def test_longer_rows_of_another_trainer_leave_its_batch_as_it_is(tmp_path: Path) -> None:
+    one = case(recipe_file(tmp_path, BATCHES["rows"]), {})
+    foreign = Case(log=replace(one.log, stage=""), figures={})
+    foreign.add("data", {"data/truncated_share": 0.6})
+    assert patch_of("context cuts answers", foreign) == {"stages.sft.data.max_seq_len": 1024}
 
 
 def test_the_cost_of_a_batch_in_a_stage_that_counts_updates_is_that_of_its_rows(tmp_path: Path) -> None:

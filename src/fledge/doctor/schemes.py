@@ -13,7 +13,7 @@ from fledge.diagnosis.causes import CAUSES
 from fledge.diagnosis.causes.batch import is_counted_in_updates, micro_batches
 from fledge.diagnosis.facts import facts_of
 from fledge.doctor.examination import Examination
-from fledge.doctor.scheme_cost import ACCUMULATION, MICRO, PER_STEP, Cost, batch_factor, cost_of
+from fledge.doctor.scheme_cost import ACCUMULATION, CONTEXT, MICRO, PER_STEP, Cost, batch_factor, cost_of
 from fledge.doctor.sparkline import number
 from fledge.doctor.synonyms import stage_key
 from fledge.doctor.taken import taken_by_recipe
@@ -205,14 +205,15 @@ def _shorter_way(case: Case, target: str) -> str:
 
 
 def _steps(case: Case, patch: Mapping[str, Any]) -> Iterator[SchemeStep]:
-    """One change after another: keys of the batch belong together, and how long rows are read belongs to what drops some of
-    them, and to a batch of a stage that counts updates."""
+    """One change after another: keys of the batch belong together, and to the length of rows where that changes too; and how
+    long rows are read belongs to what drops some of them, and to a batch of a stage that counts updates."""
     groups: dict[str, dict[str, Any]] = {}
     begins = [begin for begin in (CLEANING, BATCH) if any(stage_key(key).startswith(begin) for key in patch)]
     of_length = next((one for one in begins if one == CLEANING or is_counted_in_updates(case)), DURATION)
     for key, value in patch.items():
         own = stage_key(key)
-        together = next((begin for begin in begins if own.startswith(begin)), own)
+        of_batch = own == CONTEXT and BATCH in begins
+        together = BATCH if of_batch else next((begin for begin in begins if own.startswith(begin)), own)
         groups.setdefault(of_length if own == DURATION else together, {})[key] = value
     for values in groups.values():
         yield SchemeStep(patch=values, look=_look_at_validation(case, list(values)) or _look(case))

@@ -8,6 +8,7 @@ from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
 from fledge.diagnosis.causes.matching import beyond, matching, times
 from fledge.diagnosis.causes.signs import patch, sign, span
+from fledge.diagnosis.facts import TOKEN_KINDS
 from fledge.diagnosis.thresholds import threshold
 
 SMALL, LARGE, FEW = "batch too small", "batch too large", "too few updates"
@@ -77,17 +78,38 @@ def _enlarged(case: Case, times_as_large: int) -> dict[str, Any] | None:
 
 
 def _diminished(case: Case, rows: float) -> dict[str, Any] | None:
-    """A change to updates of about so many rows, in micro-batches no larger than before. Other trainers count the rows of one
-    process. None where no fewer rows than before can be written."""
+    """A change to updates of about so many rows, and to as many more of these where the recipe counts them. None where no
+    fewer rows than before can be written."""
+    written = _written(case, rows)
+    if written is None:
+        return None
+    parts, micro, share = written
+    return _of_same_tokens(case, resized(case, parts, micro_batch_size=micro), share)
+
+
+def _written(case: Case, rows: float) -> tuple[int, int, float] | None:
+    """(micro-batches of an update, rows of each, their share of the rows before) for updates of about so many rows, in
+    micro-batches no larger than before. Other trainers count the rows of one process. None for no fewer rows than before."""
     settings = case.settings
     processes = 1.0 if case.log.stage else settings.processes or 1.0
     own = max(1.0, rows / processes)
     parts = math.ceil(own / settings.micro_batch_rows) if settings.micro_batch_rows else 1
     micro = max(1, round(own / parts))
-    if settings.batch_rows and parts * micro * processes >= settings.batch_rows:
-        return None
-    share = parts * micro * processes / settings.batch_rows if settings.batch_rows else 1.0
-    return _of_same_tokens(case, resized(case, parts, micro_batch_size=micro), share)
+    if not settings.batch_rows:
+        return parts, micro, 1.0
+    share = parts * micro * processes / settings.batch_rows
+    return (parts, micro, share) if share < 1 else None
+
+
+def of_longer_rows(case: Case, times_as_long: float) -> dict[str, Any]:
+    """A change of the batch with which updates have about as many tokens after rows of a run of fledge became longer: of fewer
+    of them. Else a stage of so many epochs would have fewer updates, and one of so many updates more tokens. Empty where rows
+    are no packed tokens, the recipe counts tokens, or an update has one row."""
+    rows = case.settings.batch_rows
+    if not case.log.stage or not rows or case.kind not in TOKEN_KINDS or is_counted_in_tokens(case):
+        return {}
+    written = _written(case, rows / times_as_long)
+    return {} if written is None else resized(case, written[0], micro_batch_size=written[1]) or {}
 
 
 def _noise_share(case: Case) -> float | None:

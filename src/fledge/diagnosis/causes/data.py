@@ -4,6 +4,7 @@ from typing import Any
 
 from fledge.diagnosis.case import Case
 from fledge.diagnosis.cause import Cause, Sign
+from fledge.diagnosis.causes.batch import of_longer_rows
 from fledge.diagnosis.causes.consequences import BREAKS, BY_HEART, NO_ENDS
 from fledge.diagnosis.causes.signs import (
     above,
@@ -222,17 +223,21 @@ def cut_answers(case: Case) -> Sign | None:
 
 
 def _longer_context(case: Case) -> dict[str, Any] | None:
-    """Twice the context, or as much of it as the model has positions for; fresh weights can have more. None where trained
-    weights have no more."""
+    """Twice the context, or as much of it as the model has positions for, with as many tokens in an update; fresh weights can
+    have more positions. None where trained weights have no more."""
     context, positions = case.settings.context, as_number(other_setting(case, "max_position_embeddings"))
-    if context is None:
+    if not context:
         return None
-    wanted = 2 * int(context)
-    if positions is None or wanted <= positions:
-        return patch(case, data__max_seq_len=wanted)
-    if case.settings.initial == "fresh":
-        return {**(patch(case, data__max_seq_len=wanted) or {}), "model.max_position_embeddings": wanted}
-    return patch(case, data__max_seq_len=int(positions)) if positions > context else None
+    wanted, more = 2 * int(context), dict[str, Any]()
+    if positions is not None and wanted > positions:
+        if case.settings.initial == "fresh":
+            more = {"model.max_position_embeddings": wanted}
+        elif positions <= context:
+            return None
+        else:
+            wanted = int(positions)
+    longer = patch(case, data__max_seq_len=wanted)
+    return None if longer is None else {**longer, **of_longer_rows(case, wanted / context), **more}
 
 
 def outside(case: Case) -> Sign | None:
