@@ -111,11 +111,10 @@ USERS_SCHEMES: dict[str, Sequence[Patch]] = {
     "the user's scheme A": [{RATE: 5e-5, DIVISOR: 25.0, WARMUP: 0.036, ROWS: 3, "duration": "10 epochs"}],
     "the user's scheme B": [{RATE: 3e-5, DIVISOR: 40.0, WARMUP: 0.05, ROWS: 5, "duration": "8 epochs"}],
     "the user's scheme C, its steps": [{RATE: 3e-5, WARMUP: 0.06, "duration": "8 epochs"}, {ROWS: 3}, {RATE: 5e-5}],
-    "the user's rate alone": [{RATE: 5e-5}],
-    "three times the warm-up alone": [{WARMUP: 0.144}],
-    "half the batch alone": [{ROWS: 3}],
     "twice the epochs alone": [{"duration": "10 epochs"}],
-    "ten times the rate": [{RATE: 1e-4}],
+    "the user's rate alone": [{RATE: 5e-5}],
+    "half the batch alone": [{ROWS: 3}],
+    "three times the warm-up alone": [{WARMUP: 0.144}],
 }
 """Of batches of 192, 96 and 160 rows there: 6, 3 and 5 packed rows here. Shares of the warm-up are those of the document."""
 
@@ -168,12 +167,13 @@ def _parrot_stages(rows: Path) -> dict[str, Any]:
 PARROT = UserRun(
     sections=_small_decoder, stages=_parrot_stages, examined="pretrain",
     changes={
-        "drop copies, as many updates": [{"data.clean.exact_duplicates": True, "data.clean.near_duplicates": 0.8}],
+        "the doctor's rate, then without copies": [
+            {RATE: 5e-3}, {"data.clean.exact_duplicates": True, "data.clean.near_duplicates": 0.8},
+        ],
         "the user's rate and warm-up": [{RATE: 2e-4, WARMUP: 0.018}],
         "the user's rate, warm-up and 5 epochs": [{RATE: 2e-4, WARMUP: 0.018, "duration": "5 epochs"}],
         "the user's warm-up alone": [{WARMUP: 0.018}],
         "5 epochs alone": [{"duration": "5 epochs"}],
-        "ten times the rate": [{RATE: 5e-3}],
     },
 )  # fmt: skip
 
