@@ -12,6 +12,7 @@ from fledge.doctor.options import DoctorOptions
 from fledge.doctor.schemes import schemes
 from fledge.doctor.text import text_of
 from fledge.doctor.usual_guesses import usual_guesses
+from tests.doctor.made_up import FAULTY, examination
 
 DOCUMENT = """# Why does it not learn?
 
@@ -89,6 +90,23 @@ def test_another_trainer_of_the_same_settings_is_not_taken_for_the_known_one(tmp
     assert one.trainer is None and one.case.settings.vocab_size is None
     verdicts = {guess.change: guess.verdict for guess in usual_guesses(one)}
     assert verdicts["a higher learning rate"] == "supported" and verdicts["a longer warm-up"] == "not supported"
+
+
+@pytest.mark.parametrize(
+    ("z", "error", "verdict", "said"),
+    [
+        (-0.2, 0.09, "not supported", "its noise hides a fall of less than 0.18 nats"),
+        (-0.2, 0.01, "refuted", "more of the same changes nothing"),
+        (9.0, 0.09, "refuted", "the loss rises"),
+        (-9.0, 0.09, "supported", "the loss still falls"),
+    ],
+)
+def test_more_epochs_are_refuted_only_where_the_log_would_show_a_fall(z: float, error: float, verdict: str, said: str) -> None:
+    one = examination(FAULTY)
+    figures = {"late_z": z, "late_fall": -0.01 * z, "last_loss": 7.3, "level_error": error}
+    one.case.add("curves", {f"curve/{name}": value for name, value in figures.items()})
+    (guess,) = [guess for guess in usual_guesses(one) if guess.change == "more epochs"]
+    assert guess.verdict == verdict and said in guess.reason
 
 
 def test_the_first_seed(shared_data: Path) -> None:

@@ -15,6 +15,8 @@ Verdict = Literal["supported", "refuted", "not supported", "cannot tell"]
 WARMUPS = 3.0  # of its own length, after which a warm-up cannot be what holds the loss
 USUAL_WARMUP = (0.01, 0.1)  # share of all updates in published recipes
 NOISE_SCALES = (0.1, 3.0)  # batch ÷ gradient noise scale, between which a batch is neither wasteful nor noisy
+SURE = 2.0  # standard errors
+USEFUL_FALL = 0.01  # of the loss: what a proof asks for
 SMALL = 8  # rows of an update: fewer are never too many
 GUESSED = frozenset({"learning rate", "batch", "duration"})
 
@@ -136,6 +138,13 @@ def _epochs(examination: Examination) -> Guess:
     state = end_of_loss(case)
     if state == "falls":
         return Guess(change, "supported", f"the loss still falls: by {fall:.3g} nats in the last half of the log (z {z:.1f})")
+    hidden, level = SURE * (case.value("curve/level_error") or 0.0), case.value("curve/last_loss")
+    if state == "stands still" and level and hidden > USEFUL_FALL * level:
+        return Guess(
+            change, "not supported",
+            f"the loss stands still in the last half of the log (z {z:.1f}), but its noise hides a fall of less than "
+            f"{hidden:.2g} nats",
+        )  # fmt: skip
     return Guess(
         change, "refuted", f"the loss {state} in the last half of the log (z {z:.1f}): more of the same changes nothing"
     )
