@@ -2,8 +2,6 @@
 
 import platform
 
-import torch
-
 X86 = frozenset({"x86_64", "amd64", "AMD64"})
 
 
@@ -12,4 +10,6 @@ def multiplies_bf16() -> bool | None:
     float32 and back: products are several times slower than those of float32, and hold their results once more in it."""
     if platform.machine() not in X86:
         return None
+    import torch  # only here: commands that read data do without
+
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
