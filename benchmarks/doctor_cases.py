@@ -207,7 +207,7 @@ def doctors_changes(examination: Examination) -> dict[str, Sequence[Patch]]:
         steps = [dict(step.patch) for step in scheme.steps if step.patch]
         if steps:
             words = f"the doctor's scheme {scheme.letter}" + (", its steps" if len(steps) > 1 else "")
-            found.setdefault(words, steps)
+            found[words] = steps
     return found
 
 

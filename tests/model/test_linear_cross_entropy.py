@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fledge.model import linear_cross_entropy
+from fledge.model.cpu_products import multiplies_bf16
 from fledge.model.linear_cross_entropy import (
     CHUNK,
     _softmax_grad_chunk,
@@ -314,8 +315,7 @@ print(step(65_536, 128, 1100))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
 @pytest.mark.skipif(
-    not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()),
-    reason="this CPU multiplies no bfloat16: the library holds the products in float32 first",
+    not multiplies_bf16(), reason="this CPU multiplies no bfloat16: the library holds the products in float32 first"
 )
 def test_a_step_in_bfloat16_holds_no_hidden_copy_of_the_logits() -> None:
     """64 MiB of logits, a head of 16 MiB in bfloat16, its gradient of 32, a tile of 6 and 4 of float32 rows. In bfloat16

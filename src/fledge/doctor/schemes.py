@@ -168,7 +168,7 @@ def current(case: Case, key: str) -> float | None:
         PER_STEP: settings.batch_tokens,
         "beta": settings.beta,
         "adapter.r": settings.adapter_rank,
-        "data.max_seq_len": settings.context,
+        CONTEXT: settings.context,
     }
     return values.get(key)
 

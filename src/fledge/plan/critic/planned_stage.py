@@ -172,10 +172,7 @@ def gpu_capability(runtime: RuntimeConfig) -> tuple[int, int] | None:
 
 def cpu_has_bf16(runtime: RuntimeConfig) -> bool | None:
     """Whether the CPU that a run of these settings uses multiplies bf16; None where that is not known, or it uses a GPU."""
-    import torch
-
-    uses_cpu = runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available())
-    return multiplies_bf16() if uses_cpu else None
+    return multiplies_bf16() if runtime.device != "cuda" and gpu_capability(runtime) is None else None
 
 
 def counted(count: int, noun: str) -> str:
